@@ -1,0 +1,462 @@
+//! Addresses as Go writes them, and as the kernel and JavaScript have them. Nothing here asks a resolver.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+
+use socket2::SockAddr;
+
+/// The longest path, or abstract name, that fits a unix address: 108 bytes less one NUL.
+const UNIX_MAX: usize = 107;
+
+/// What a network and an address text mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `host:port` of 'tcp', 'tcp4' and 'tcp6'.
+    Inet {
+        /// The part before the port.
+        host: Host,
+        /// 0 lets the kernel choose one.
+        port: u16,
+        /// What 'tcp4' and 'tcp6' allow; 'tcp' allows both.
+        only: Option<Family>,
+    },
+    /// A unix socket in the file system.
+    Path(PathBuf),
+    /// `@name`: a unix socket in Linux's abstract namespace.
+    Abstract(Vec<u8>),
+}
+
+/// The host of an IP address text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// Nothing: all addresses of this machine.
+    Any,
+    /// 'localhost', which needs no resolver.
+    Localhost,
+    /// A literal.
+    Ip(IpAddr),
+    /// A name that only a resolver knows.
+    Name(String),
+}
+
+/// The two kinds of IP address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+/// Why a text is no address that can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressError {
+    /// The network is none of tcp, tcp4, tcp6 and unix.
+    UnknownNetwork,
+    /// There is no colon before a port.
+    MissingPort,
+    /// What is behind the last colon is no port.
+    InvalidPort,
+    /// More than one colon outside of brackets.
+    TooManyColons,
+    /// Neither an IP literal nor a host name.
+    InvalidHost,
+    /// The literal does not belong to the network.
+    WrongFamily,
+    /// A host name, where an address is needed.
+    Unresolved,
+    /// A unix address without path or name.
+    EmptyPath,
+    /// A unix address that does not fit its 107 bytes.
+    PathTooLong,
+    /// A NUL in the text.
+    NulByte,
+}
+
+impl fmt::Display for AddressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AddressError::UnknownNetwork => "unknown network: it must be tcp, tcp4, tcp6 or unix",
+            AddressError::MissingPort => "missing port: the address must be host:port",
+            AddressError::InvalidPort => "invalid port: it must be a number from 0 to 65535",
+            AddressError::TooManyColons => "too many colons: an IPv6 address needs brackets",
+            AddressError::InvalidHost => "invalid host: it must be an IP address or a host name",
+            AddressError::WrongFamily => "the IP address does not belong to the network",
+            AddressError::Unresolved => "the host name has to be resolved first",
+            AddressError::EmptyPath => "the path of the unix socket is empty",
+            AddressError::PathTooLong => "the path of the unix socket is longer than 107 bytes",
+            AddressError::NulByte => "the address contains a NUL byte",
+        })
+    }
+}
+
+impl std::error::Error for AddressError {}
+
+/// Reads an address text: `:8080`, `127.0.0.1:0`, `[::1]:8080`, `localhost:8080`, and for the network
+/// 'unix' `/run/app.sock` or `@abstract`.
+pub fn parse(network: &str, address: &str) -> Result<Target, AddressError> {
+    let only = match network {
+        "tcp" => None,
+        "tcp4" => Some(Family::V4),
+        "tcp6" => Some(Family::V6),
+        "unix" => return parse_unix(address),
+        _ => return Err(AddressError::UnknownNetwork),
+    };
+    let (host, port) = split(address)?;
+    let (host, port) = (parse_host(host)?, parse_port(port)?);
+    match (&host, only) {
+        (Host::Ip(ip), Some(only)) if Family::of(ip) != only => Err(AddressError::WrongFamily),
+        _ => Ok(Target::Inet { host, port, only }),
+    }
+}
+
+/// The name that has to be resolved before the address can be used, if there is one.
+pub fn host_to_resolve(network: &str, address: &str) -> Result<Option<String>, AddressError> {
+    match parse(network, address)? {
+        Target::Inet { host: Host::Name(name), .. } => Ok(Some(name)),
+        _ => Ok(None),
+    }
+}
+
+/// Where to listen for a target: the first of these that the machine supports. No host is `[::]`, which
+/// takes IPv4 too unless the network is 'tcp6', and `0.0.0.0` without IPv6.
+pub fn listen_addresses(target: &Target) -> Result<Vec<SockAddr>, AddressError> {
+    match target {
+        Target::Inet { host, port, only } => {
+            let hosts = listen_hosts(host, *only)?;
+            Ok(hosts.into_iter().map(|ip| SocketAddr::new(ip, *port).into()).collect())
+        }
+        Target::Path(path) => unix_address(path.as_os_str().as_bytes()),
+        Target::Abstract(name) => unix_address(&[b"\0", &name[..]].concat()),
+    }
+}
+
+/// One end of a connection, or where a listener listens, as JavaScript shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// 4, 6, or 1 for a unix socket.
+    pub family: u8,
+    /// An IP address; a path, `@name`, or nothing.
+    pub address: String,
+    /// 0 for a unix socket.
+    pub port: u16,
+}
+
+impl Endpoint {
+    /// `family` of a unix socket.
+    pub const UNIX: u8 = 1;
+    const V4: u8 = 4;
+    const V6: u8 = 6;
+
+    /// What the kernel's address says.
+    pub fn of(address: &SockAddr) -> Endpoint {
+        match address.as_socket() {
+            Some(ip) => Endpoint::of_ip(ip.ip(), ip.port(), scope(&ip)),
+            None => Endpoint { family: Endpoint::UNIX, address: unix_text(address), port: 0 },
+        }
+    }
+
+    fn of_ip(ip: IpAddr, port: u16, scope: u32) -> Endpoint {
+        let family = if ip.is_ipv4() { Endpoint::V4 } else { Endpoint::V6 };
+        let address = if scope == 0 { ip.to_string() } else { format!("{ip}%{scope}") };
+        Endpoint { family, address, port }
+    }
+}
+
+/// An endpoint in six words, for the address table:
+///
+/// ```text
+///  0                1     2     3     4     5
+///  port << 16 | 4   IPv4
+///  port << 16 | 6   IPv6, highest word first  interface of a link-local address
+///               1   (a unix socket; its path does not fit)
+/// ```
+pub fn encode(address: &SockAddr) -> [u32; 6] {
+    let Some(socket) = address.as_socket() else { return [Endpoint::UNIX.into(), 0, 0, 0, 0, 0] };
+    let port = u32::from(socket.port()) << 16;
+    match socket.ip() {
+        IpAddr::V4(ip) => [port | u32::from(Endpoint::V4), ip.to_bits(), 0, 0, 0, 0],
+        IpAddr::V6(ip) => {
+            let [a, b, c, d] = [96, 64, 32, 0].map(|shift| (ip.to_bits() >> shift) as u32);
+            [port | u32::from(Endpoint::V6), a, b, c, d, scope(&socket)]
+        }
+    }
+}
+
+/// What `encode` wrote; None for anything else, such as words that were never written.
+pub fn decode(words: [u32; 6]) -> Option<Endpoint> {
+    let [head, a, b, c, d, scope] = words;
+    let port = (head >> 16) as u16;
+    match u8::try_from(head & 0xffff).ok()? {
+        Endpoint::V4 => Some(Endpoint::of_ip(Ipv4Addr::from_bits(a).into(), port, 0)),
+        Endpoint::V6 => {
+            let bits = [a, b, c, d].into_iter().fold(0, |bits, word| bits << 32 | u128::from(word));
+            Some(Endpoint::of_ip(Ipv6Addr::from_bits(bits).into(), port, scope))
+        }
+        Endpoint::UNIX => Some(Endpoint { family: Endpoint::UNIX, address: String::new(), port: 0 }),
+        _ => None,
+    }
+}
+
+impl Family {
+    fn of(ip: &IpAddr) -> Family {
+        if ip.is_ipv4() {
+            Family::V4
+        } else {
+            Family::V6
+        }
+    }
+}
+
+/// The text before and behind the colon of the port, without brackets.
+fn split(address: &str) -> Result<(&str, &str), AddressError> {
+    if let Some(rest) = address.strip_prefix('[') {
+        let (host, behind) = rest.split_once(']').ok_or(AddressError::InvalidHost)?;
+        // Only literals stand in brackets; empty ones are no host.
+        host.parse::<IpAddr>().map_err(|_| AddressError::InvalidHost)?;
+        return Ok((host, behind.strip_prefix(':').ok_or(AddressError::MissingPort)?));
+    }
+    let (host, port) = address.rsplit_once(':').ok_or(AddressError::MissingPort)?;
+    match host.contains(':') {
+        true => Err(AddressError::TooManyColons),
+        false => Ok((host, port)),
+    }
+}
+
+fn parse_host(host: &str) -> Result<Host, AddressError> {
+    if host.is_empty() {
+        return Ok(Host::Any);
+    }
+    if host.eq_ignore_ascii_case("localhost") {
+        return Ok(Host::Localhost);
+    }
+    if let Ok(ip) = host.parse() {
+        return Ok(Host::Ip(ip));
+    }
+    if host.contains('\0') {
+        return Err(AddressError::NulByte);
+    }
+    let is_foreign = |c: char| c.is_whitespace() || c.is_control() || "[]/@%".contains(c);
+    match host.contains(is_foreign) {
+        true => Err(AddressError::InvalidHost),
+        false => Ok(Host::Name(host.to_owned())),
+    }
+}
+
+fn parse_port(port: &str) -> Result<u16, AddressError> {
+    // Checked first, for `parse` takes a sign.
+    match port.bytes().all(|byte| byte.is_ascii_digit()) {
+        true => port.parse().map_err(|_| AddressError::InvalidPort),
+        false => Err(AddressError::InvalidPort),
+    }
+}
+
+fn parse_unix(address: &str) -> Result<Target, AddressError> {
+    let (is_abstract, name) = match address.strip_prefix('@') {
+        Some(name) => (true, name),
+        None => (false, address),
+    };
+    if name.is_empty() {
+        return Err(AddressError::EmptyPath);
+    }
+    if name.contains('\0') {
+        return Err(AddressError::NulByte);
+    }
+    if name.len() > UNIX_MAX {
+        return Err(AddressError::PathTooLong);
+    }
+    Ok(if is_abstract { Target::Abstract(name.into()) } else { Target::Path(name.into()) })
+}
+
+fn listen_hosts(host: &Host, only: Option<Family>) -> Result<Vec<IpAddr>, AddressError> {
+    let (v4, v6) = match host {
+        Host::Any => (Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()),
+        Host::Localhost => (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()),
+        Host::Ip(ip) => return Ok(vec![*ip]),
+        Host::Name(_) => return Err(AddressError::Unresolved),
+    };
+    Ok(match only {
+        Some(Family::V4) => vec![v4],
+        Some(Family::V6) => vec![v6],
+        None if *host == Host::Localhost => vec![v4],
+        None => vec![v6, v4],
+    })
+}
+
+fn unix_address(name: &[u8]) -> Result<Vec<SockAddr>, AddressError> {
+    let address = SockAddr::unix(OsStr::from_bytes(name)).map_err(|_| AddressError::PathTooLong)?;
+    Ok(vec![address])
+}
+
+fn unix_text(address: &SockAddr) -> String {
+    match (address.as_pathname(), address.as_abstract_namespace()) {
+        (Some(path), _) => path.to_string_lossy().into_owned(),
+        (None, Some(name)) => format!("@{}", String::from_utf8_lossy(name)),
+        (None, None) => String::new(),
+    }
+}
+
+fn scope(address: &SocketAddr) -> u32 {
+    match address {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(v6) => v6.scope_id(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddrV6;
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    fn inet(host: Host, port: u16) -> Result<Target, AddressError> {
+        Ok(Target::Inet { host, port, only: None })
+    }
+
+    fn ip(text: &str) -> Host {
+        Host::Ip(text.parse().unwrap())
+    }
+
+    #[track_caller]
+    fn listen(network: &str, address: &str, expected: &[&str]) {
+        let addresses = listen_addresses(&parse(network, address).unwrap()).unwrap();
+        let texts: Vec<String> =
+            addresses.iter().map(|address| address.as_socket().unwrap().to_string()).collect();
+        assert_eq!(texts, expected);
+    }
+
+    fn unix(address: &str) -> SockAddr {
+        listen_addresses(&parse("unix", address).unwrap()).unwrap().remove(0)
+    }
+
+    fn endpoint(family: u8, address: &str, port: u16) -> Endpoint {
+        Endpoint { family, address: address.to_owned(), port }
+    }
+
+    #[test]
+    fn addresses_are_written_as_in_go() {
+        assert_eq!(parse("tcp", ":8080"), inet(Host::Any, 8080));
+        assert_eq!(parse("tcp", "127.0.0.1:0"), inet(ip("127.0.0.1"), 0));
+        assert_eq!(parse("tcp", "[::1]:8080"), inet(ip("::1"), 8080));
+        assert_eq!(parse("tcp", "localhost:65535"), inet(Host::Localhost, 65535));
+        assert_eq!(parse("tcp", "LocalHost:1"), inet(Host::Localhost, 1));
+        assert_eq!(parse("tcp", "db.example:5432"), inet(Host::Name("db.example".into()), 5432));
+        assert_eq!(parse("unix", "/run/app.sock"), Ok(Target::Path("/run/app.sock".into())));
+        assert_eq!(parse("unix", "app:1"), Ok(Target::Path("app:1".into())));
+        assert_eq!(parse("unix", "@abstract"), Ok(Target::Abstract(b"abstract".into())));
+    }
+
+    #[test]
+    fn another_network_is_an_error_of_its_own() {
+        for network in ["", "udp", "TCP", "tcp5", "unixgram"] {
+            assert_eq!(parse(network, ":80"), Err(AddressError::UnknownNetwork));
+        }
+    }
+
+    #[test]
+    fn a_port_is_digits_up_to_65535() {
+        for address in
+            ["a:", "a:65536", "a:99999999999", "a:-1", "a:+80", "a:http", "a: 80", "a:80 ", "a:0x1", "a:٣"]
+        {
+            assert_eq!(parse("tcp", address), Err(AddressError::InvalidPort), "{address}");
+        }
+        for address in ["", "localhost", "8080", "[::1]", "[::1]8080", "[::1]x:80"] {
+            assert_eq!(parse("tcp", address), Err(AddressError::MissingPort), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_literal_or_a_name() {
+        for address in ["::1:80", "a:b:80", "1::80"] {
+            assert_eq!(parse("tcp", address), Err(AddressError::TooManyColons), "{address}");
+        }
+        for address in
+            ["[]:80", "[::1:80", "[localhost]:80", "[fe80::1%eth0]:80", "a b:80", "a/b:80", "a]:80", "@a:80"]
+        {
+            assert_eq!(parse("tcp", address), Err(AddressError::InvalidHost), "{address}");
+        }
+        assert_eq!(parse("tcp", "a\0b:80"), Err(AddressError::NulByte));
+    }
+
+    #[test]
+    fn a_literal_belongs_to_its_network() {
+        assert!(parse("tcp4", "127.0.0.1:1").is_ok() && parse("tcp6", "[::1]:1").is_ok());
+        assert_eq!(parse("tcp4", "[::1]:1"), Err(AddressError::WrongFamily));
+        assert_eq!(parse("tcp6", "127.0.0.1:1"), Err(AddressError::WrongFamily));
+    }
+
+    #[test]
+    fn a_unix_address_has_1_to_107_bytes_and_no_nul() {
+        let longest = "x".repeat(UNIX_MAX);
+        for prefix in ["", "@"] {
+            assert!(listen_addresses(&parse("unix", &format!("{prefix}{longest}")).unwrap()).is_ok());
+            assert_eq!(parse("unix", &format!("{prefix}{longest}x")), Err(AddressError::PathTooLong));
+            assert_eq!(parse("unix", &format!("{prefix}a\0")), Err(AddressError::NulByte));
+            assert_eq!(parse("unix", prefix), Err(AddressError::EmptyPath));
+        }
+    }
+
+    #[test]
+    fn only_names_need_a_resolver() {
+        assert_eq!(host_to_resolve("tcp", "db:1"), Ok(Some("db".into())));
+        for (network, address) in
+            [("tcp", ":1"), ("tcp", "localhost:1"), ("tcp6", "[::1]:1"), ("unix", "db:1")]
+        {
+            assert_eq!(host_to_resolve(network, address), Ok(None));
+        }
+        assert_eq!(host_to_resolve("tcp", "db"), Err(AddressError::MissingPort));
+        assert_eq!(listen_addresses(&parse("tcp", "db:1").unwrap()).unwrap_err(), AddressError::Unresolved);
+    }
+
+    #[test]
+    fn no_host_is_all_addresses_and_localhost_is_the_loopback() {
+        listen("tcp", ":80", &["[::]:80", "0.0.0.0:80"]);
+        listen("tcp4", ":80", &["0.0.0.0:80"]);
+        listen("tcp6", ":80", &["[::]:80"]);
+        listen("tcp", "localhost:80", &["127.0.0.1:80"]);
+        listen("tcp4", "localhost:80", &["127.0.0.1:80"]);
+        listen("tcp6", "localhost:80", &["[::1]:80"]);
+        listen("tcp", "[::1]:80", &["[::1]:80"]);
+        listen("tcp", "127.0.0.9:0", &["127.0.0.9:0"]);
+    }
+
+    #[test]
+    fn an_endpoint_survives_the_address_table() {
+        for (text, family) in [("1.2.3.4:80", 4), ("[1:2:3:4:5:6:7:8]:65535", 6), ("[::ffff:1.2.3.4]:0", 6)] {
+            let socket: SocketAddr = text.parse().unwrap();
+            let expected = endpoint(family, &socket.ip().to_string(), socket.port());
+            assert_eq!(decode(encode(&socket.into())), Some(expected.clone()));
+            assert_eq!(Endpoint::of(&socket.into()), expected);
+        }
+    }
+
+    #[test]
+    fn a_link_local_endpoint_keeps_its_interface() {
+        let socket = SocketAddr::V6(SocketAddrV6::new("fe80::1".parse().unwrap(), 9, 0, 3));
+        assert_eq!(Endpoint::of(&socket.into()), endpoint(6, "fe80::1%3", 9));
+        assert_eq!(decode(encode(&socket.into())), Some(Endpoint::of(&socket.into())));
+    }
+
+    #[test]
+    fn words_that_are_no_endpoint_are_none() {
+        for head in [0, 2, 5, 80 << 16, 0x104, 0xffff] {
+            assert_eq!(decode([head, 0, 0, 0, 0, 0]), None);
+        }
+    }
+
+    #[test]
+    fn the_kernel_gives_a_unix_address_back_as_it_was_written() {
+        let name = format!("@netpoll-address-{}", std::process::id());
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+        assert_eq!(Endpoint::of(&socket.local_addr().unwrap()), endpoint(1, "", 0));
+        socket.bind(&unix(&name)).unwrap();
+        assert_eq!(Endpoint::of(&socket.local_addr().unwrap()), endpoint(1, &name, 0));
+        assert_eq!(Endpoint::of(&unix("/run/app.sock")), endpoint(1, "/run/app.sock", 0));
+        assert_eq!(decode(encode(&unix(&name))), Some(endpoint(1, "", 0)));
+    }
+}

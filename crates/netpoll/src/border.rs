@@ -1,0 +1,189 @@
+//! The memory that a poll and JavaScript share, and the bell between them: `docs/border.md`.
+
+use std::fmt;
+use std::sync::atomic::{fence, AtomicU32, Ordering};
+use std::sync::Arc;
+
+use crate::record::RECORD_WORDS;
+use crate::ring::Ring;
+use crate::token::Token;
+
+const HEADER_WORDS: usize = 64;
+const STATUS_WORDS: usize = 8;
+const ADDRESS_WORDS: usize = 16;
+/// Words of one encoded endpoint; an address entry holds the remote and the local one.
+const ENDPOINT_WORDS: usize = 6;
+
+const COMPLETION_TAIL: usize = 0;
+const COMPLETION_BACKLOGGED: usize = 1;
+const DIED: usize = 2;
+const COMPLETION_HEAD: usize = 16;
+const SUBMISSION_TAIL: usize = 32;
+const SUBMISSION_BACKLOGGED: usize = 33;
+const SUBMISSION_HEAD: usize = 48;
+const SLEEPING: usize = 49;
+
+/// The memory of one poll.
+#[derive(Clone, Copy, Debug)]
+pub struct Border {
+    words: &'static [AtomicU32],
+    ring_words: usize,
+    slots: u32,
+}
+
+impl Border {
+    /// `None` when the memory is not of the size that rings and tables need, or the ring's length is no
+    /// power of two of at least 8.
+    pub fn new(words: &'static [AtomicU32], ring_entries: u32, slots: u32) -> Option<Border> {
+        let border = Border { words, ring_words: ring_entries as usize * RECORD_WORDS, slots };
+        let sound = ring_entries.is_power_of_two() && ring_entries >= 8 && words.len() == border.words_needed();
+        sound.then_some(border)
+    }
+
+    fn words_needed(&self) -> usize {
+        HEADER_WORDS + 2 * self.ring_words + self.slots as usize * (STATUS_WORDS + ADDRESS_WORDS)
+    }
+
+    /// The endpoints of the connection in `slot`: remote and local, as encoded by `address::encode`.
+    pub fn addresses(&self, slot: u32) -> Option<[[u32; ENDPOINT_WORDS]; 2]> {
+        let entry = self.address_entry(slot)?;
+        // Relaxed: written before the ACCEPT that told JavaScript of this slot; the ring's tail ordered it.
+        let load = |start: usize| std::array::from_fn(|word| entry[start + word].load(Ordering::Relaxed));
+        Some([load(0), load(ENDPOINT_WORDS)])
+    }
+
+    pub(crate) fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    pub(crate) fn completions(&self) -> Ring {
+        self.ring(COMPLETION_HEAD, COMPLETION_TAIL, COMPLETION_BACKLOGGED, HEADER_WORDS)
+    }
+
+    pub(crate) fn submissions(&self) -> Ring {
+        let start = HEADER_WORDS + self.ring_words;
+        self.ring(SUBMISSION_HEAD, SUBMISSION_TAIL, SUBMISSION_BACKLOGGED, start)
+    }
+
+    /// Tells JavaScript that nothing more will come from this poll.
+    pub(crate) fn set_died(&self) {
+        // Release: pairs with JavaScript's Atomics.load when the bell has rung.
+        self.words[DIED].store(1, Ordering::Release);
+    }
+
+    /// Announces a wait. The caller must look at the submission ring once more before it waits:
+    /// JavaScript puts a record, then looks at this word (store-buffering).
+    pub(crate) fn fall_asleep(&self) {
+        self.words[SLEEPING].store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Relaxed: a stale 1 costs JavaScript one needless call, no more.
+    pub(crate) fn wake_up(&self) {
+        self.words[SLEEPING].store(0, Ordering::Relaxed);
+    }
+
+    /// Writes what the connection's slot looks like when it is given away.
+    pub(crate) fn open_slot(&self, token: Token, remote: [u32; 6], local: [u32; 6]) {
+        if let Some(entry) = self.address_entry(token.slot) {
+            for (word, value) in entry.iter().zip(remote.into_iter().chain(local)) {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+        let status = self.status(token);
+        status.set_bytes_read(0);
+        status.set_bytes_sent(0);
+        status.words[StatusEntry::FLAGS].store(0, Ordering::Relaxed);
+        status.words[StatusEntry::GENERATION].store(token.generation, Ordering::Relaxed);
+    }
+
+    /// The status entry of an open connection.
+    pub(crate) fn status(&self, token: Token) -> StatusEntry {
+        let start = HEADER_WORDS + 2 * self.ring_words + token.slot as usize * STATUS_WORDS;
+        StatusEntry { words: &self.words[start..start + STATUS_WORDS] }
+    }
+
+    fn address_entry(&self, slot: u32) -> Option<&'static [AtomicU32]> {
+        let tables = HEADER_WORDS + 2 * self.ring_words + self.slots as usize * STATUS_WORDS;
+        let start = tables + slot as usize * ADDRESS_WORDS;
+        self.words.get(start..start + ADDRESS_WORDS)
+    }
+
+    fn ring(&self, head: usize, tail: usize, backlogged: usize, start: usize) -> Ring {
+        let words = &self.words[start..start + self.ring_words];
+        Ring { head: &self.words[head], tail: &self.words[tail], backlogged: &self.words[backlogged], words }
+    }
+}
+
+/// What JavaScript may know of a connection without a record. Relaxed throughout: each word stands for
+/// itself, and whoever needs an order has it from the record that tells the same.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StatusEntry {
+    words: &'static [AtomicU32],
+}
+
+impl StatusEntry {
+    const GENERATION: usize = 0;
+    const FLAGS: usize = 1;
+    const BYTES_READ: usize = 2;
+    const BYTES_SENT: usize = 4;
+
+    /// The peer has sent FIN or RST, or the connection has failed.
+    pub(crate) const READ_ENDED: u32 = 1;
+    /// Our FIN is sent, or the connection has failed.
+    pub(crate) const WRITE_ENDED: u32 = 2;
+    pub(crate) const CLOSED: u32 = 4;
+
+    pub(crate) fn raise(&self, flags: u32) {
+        // The poll is the only writer: no read-modify-write is needed.
+        let now = self.words[Self::FLAGS].load(Ordering::Relaxed) | flags;
+        self.words[Self::FLAGS].store(now, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_bytes_read(&self, bytes: u64) {
+        self.set(Self::BYTES_READ, bytes);
+    }
+
+    pub(crate) fn set_bytes_sent(&self, bytes: u64) {
+        self.set(Self::BYTES_SENT, bytes);
+    }
+
+    fn set(&self, word: usize, value: u64) {
+        self.words[word].store(value as u32, Ordering::Relaxed);
+        self.words[word + 1].store((value >> 32) as u32, Ordering::Relaxed);
+    }
+}
+
+/// The bell on JavaScript's side, one for all polls of an environment: rung at most once for each time
+/// that JavaScript has begun to drain.
+#[derive(Clone)]
+pub struct Doorbell {
+    scheduled: &'static AtomicU32,
+    ring: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl Doorbell {
+    /// `scheduled` is the environment's SCHEDULED word; `ring` makes JavaScript drain, some time soon.
+    pub fn new(scheduled: &'static AtomicU32, ring: Arc<dyn Fn() + Send + Sync>) -> Doorbell {
+        Doorbell { scheduled, ring }
+    }
+
+    /// To be called after the records have been published. True when the bell was not ringing yet.
+    pub(crate) fn ring(&self) -> bool {
+        // Store-buffering: we have stored a tail and now read SCHEDULED; JavaScript stores SCHEDULED 0 (an
+        // Atomics.store) and then reads the tails.
+        fence(Ordering::SeqCst);
+        let rung = self.scheduled.load(Ordering::Relaxed) == 0
+            && self.scheduled.swap(1, Ordering::Relaxed) == 0;
+        if rung {
+            (self.ring)();
+        }
+        rung
+    }
+}
+
+impl fmt::Debug for Doorbell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Doorbell").field("scheduled", &self.scheduled).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,404 @@
+//! The state of one connection, without its descriptor and without a clock.
+//!
+//! ```text
+//!            received, may_read               push, sent, blocked
+//!   socket ──────────▶ Input ─▶ JavaScript ─▶ Output ──────────▶ socket
+//!                      open                   open ── end ──▶ ending ── FIN ──▶ ended
+//!                      ended (FIN)            open ── close ▶ closing ─ FIN ──▶ ended
+//! ```
+//!
+//! The two directions end apart. A connection is finished when both have ended, or when JavaScript has
+//! closed it and its output has ended; then the poll closes the descriptor.
+
+use std::time::{Duration, Instant};
+
+use crate::intake::ReadSize;
+use crate::link_buffer::LinkBuffer;
+use crate::record::{Cause, Deadline};
+
+/// What a server gives each of its connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Unread bytes above which the poll stops reading.
+    pub read_high_water_mark: u32,
+    /// Time without traffic after which JavaScript is told.
+    pub idle_timeout: Option<Duration>,
+    /// Time that pending output may make no progress.
+    pub write_timeout: Option<Duration>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Connection {
+    pub(crate) input: Input,
+    pub(crate) output: Output,
+    pub(crate) deadlines: Deadlines,
+    /// Set by a failed send; what the kernel still holds is read, then the connection closes with it.
+    pub(crate) failure: Option<Cause>,
+}
+
+impl Connection {
+    pub(crate) fn new(limits: &Limits, now: Instant) -> Connection {
+        Connection {
+            input: Input::new(limits.read_high_water_mark),
+            output: Output::default(),
+            deadlines: Deadlines::new(limits, now),
+            failure: None,
+        }
+    }
+
+    /// Whether the poll should read now.
+    pub(crate) fn may_read(&self) -> bool {
+        if self.input.ended || self.output.finish == Finish::Close {
+            return false;
+        }
+        self.failure.is_some() || !self.input.paused && self.input.unread() < u64::from(self.input.mark)
+    }
+
+    /// A send has failed: nothing more is sent, but what the peer had sent before is still delivered.
+    pub(crate) fn fail(&mut self, cause: Cause) {
+        self.failure.get_or_insert(cause);
+        self.output.queue.clear();
+        self.output.ended = true;
+    }
+
+    /// Whether the descriptor can be closed.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.output.ended && (self.input.ended || self.output.finish == Finish::Close)
+    }
+
+    pub(crate) fn cause(&self) -> Cause {
+        self.failure.unwrap_or(Cause::ORDERLY)
+    }
+
+    /// The earliest deadline that holds now.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let read = self.deadlines.read.map(|(at, _)| at);
+        [read, self.idle_deadline(), self.write_deadline()].into_iter().flatten().min()
+    }
+
+    /// Takes a deadline that has passed: each fires once.
+    pub(crate) fn expired(&mut self, now: Instant) -> Option<Expired> {
+        if let Some((_, sequence)) = self.deadlines.read.filter(|(at, _)| *at <= now) {
+            self.deadlines.read = None;
+            return Some(Expired::Told(Deadline::Read, sequence));
+        }
+        if self.idle_deadline().is_some_and(|at| at <= now) {
+            self.deadlines.idle_armed = false;
+            return Some(Expired::Told(Deadline::Idle, self.deadlines.idle_sequence));
+        }
+        let stalled = self.write_deadline().is_some_and(|at| at <= now);
+        stalled.then_some(Expired::Write)
+    }
+
+    fn idle_deadline(&self) -> Option<Instant> {
+        let timeout = self.deadlines.idle.filter(|_| self.deadlines.idle_armed)?;
+        self.deadlines.last_traffic.checked_add(timeout)
+    }
+
+    fn write_deadline(&self) -> Option<Instant> {
+        self.output.blocked_since?.checked_add(self.deadlines.write?)
+    }
+}
+
+/// What is to be done about a passed deadline.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Expired {
+    /// JavaScript is told, and decides.
+    Told(Deadline, u32),
+    /// The connection is reset.
+    Write,
+}
+
+#[derive(Debug)]
+pub(crate) struct Input {
+    /// Bytes ever delivered to JavaScript.
+    pub(crate) delivered: u64,
+    /// Bytes that JavaScript has told it has consumed: `consumed <= delivered`.
+    consumed: u64,
+    /// The poll reads while fewer bytes than this are unread.
+    mark: u32,
+    pub(crate) paused: bool,
+    /// FIN has been read. No byte follows.
+    pub(crate) ended: bool,
+    /// The kernel may have bytes: set by an event, cleared by a short read. Edge-triggered: while this
+    /// is set no further event will come for what is already there.
+    pub(crate) ready: bool,
+    /// An event has told of FIN or RST, so a short read is not the last.
+    pub(crate) hang_up: bool,
+    pub(crate) size: ReadSize,
+}
+
+impl Input {
+    fn new(mark: u32) -> Input {
+        Input {
+            delivered: 0,
+            consumed: 0,
+            mark,
+            paused: false,
+            ended: false,
+            ready: false,
+            hang_up: false,
+            size: ReadSize::default(),
+        }
+    }
+
+    pub(crate) fn unread(&self) -> u64 {
+        self.delivered - self.consumed
+    }
+
+    /// JavaScript has consumed `credit` more bytes and takes up to `mark` unread ones from now on.
+    pub(crate) fn credit(&mut self, credit: u32, mark: u32) {
+        self.consumed = self.delivered.min(self.consumed + u64::from(credit));
+        self.mark = mark;
+    }
+}
+
+/// How JavaScript has asked the output to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Finish {
+    #[default]
+    Open,
+    /// FIN after what is pending.
+    End,
+    /// The same, and the input does not matter any more.
+    Close,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Output {
+    pub(crate) queue: LinkBuffer,
+    /// Bytes ever taken by the kernel.
+    pub(crate) sent: u64,
+    /// The kernel has no room. Edge-triggered: an event will tell when it has some again.
+    pub(crate) is_blocked: bool,
+    /// Since when the kernel has taken nothing of what is pending.
+    pub(crate) blocked_since: Option<Instant>,
+    pub(crate) finish: Finish,
+    /// FIN has been sent, or nothing can be sent any more.
+    pub(crate) ended: bool,
+    /// The low word of the count of sent bytes that JavaScript waits for.
+    watch: Option<u32>,
+}
+
+impl Output {
+    /// The kernel has taken `sent` more bytes.
+    pub(crate) fn advance(&mut self, sent: usize) {
+        self.queue.advance(sent);
+        self.sent += sent as u64;
+        self.blocked_since = None;
+    }
+
+    /// The kernel has taken nothing.
+    pub(crate) fn block(&mut self, now: Instant) {
+        self.is_blocked = true;
+        self.blocked_since.get_or_insert(now);
+    }
+
+    /// Whether FIN is due.
+    pub(crate) fn wants_fin(&self) -> bool {
+        self.finish != Finish::Open && !self.ended && self.queue.is_empty()
+    }
+
+    /// Whether more may be put behind what is pending.
+    pub(crate) fn is_open(&self) -> bool {
+        self.finish == Finish::Open && !self.ended
+    }
+
+    /// END may become CLOSE, never the other way round.
+    pub(crate) fn finish(&mut self, finish: Finish) {
+        if self.finish != Finish::Close {
+            self.finish = finish;
+        }
+    }
+
+    pub(crate) fn watch(&mut self, target: u32) {
+        self.watch = Some(target);
+    }
+
+    /// Takes the watch when its answer is due.
+    pub(crate) fn take_drained(&mut self) -> bool {
+        let reached = |target: u32| (self.sent as u32).wrapping_sub(target) as i32 >= 0;
+        let drained = self.watch.is_some_and(|target| self.ended || reached(target));
+        if drained {
+            self.watch = None;
+        }
+        drained
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Deadlines {
+    pub(crate) read: Option<(Instant, u32)>,
+    idle: Option<Duration>,
+    idle_armed: bool,
+    idle_sequence: u32,
+    write: Option<Duration>,
+    pub(crate) last_traffic: Instant,
+    /// The earliest entry that the poll's timers hold for this connection.
+    pub(crate) armed: Option<Instant>,
+}
+
+impl Deadlines {
+    fn new(limits: &Limits, now: Instant) -> Deadlines {
+        Deadlines {
+            read: None,
+            idle: limits.idle_timeout,
+            idle_armed: true,
+            idle_sequence: 0,
+            write: limits.write_timeout,
+            last_traffic: now,
+            armed: None,
+        }
+    }
+
+    pub(crate) fn set(&mut self, which: Deadline, milliseconds: u32, sequence: u32, now: Instant) {
+        let timeout = (milliseconds > 0).then(|| Duration::from_millis(u64::from(milliseconds)));
+        match which {
+            Deadline::Read => self.read = timeout.and_then(|timeout| Some((now.checked_add(timeout)?, sequence))),
+            Deadline::Idle => {
+                self.idle = timeout;
+                self.idle_armed = true;
+                self.idle_sequence = sequence;
+                self.last_traffic = now;
+            }
+            Deadline::Write => self.write = timeout,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn limits() -> Limits {
+        Limits { read_high_water_mark: 1000, idle_timeout: None, write_timeout: Some(SECOND) }
+    }
+
+    fn connection(now: Instant) -> Connection {
+        Connection::new(&limits(), now)
+    }
+
+    #[test]
+    fn reading_stops_at_the_mark_and_goes_on_with_credit() {
+        let mut connection = connection(Instant::now());
+        connection.input.delivered = 1000;
+        assert!(!connection.may_read());
+        connection.input.credit(1, 1000);
+        assert!(connection.may_read());
+    }
+
+    #[test]
+    fn a_raised_mark_lets_reading_go_on() {
+        let mut connection = connection(Instant::now());
+        connection.input.delivered = 1000;
+        connection.input.credit(0, 2000);
+        assert!(connection.may_read());
+    }
+
+    #[test]
+    fn credit_for_more_than_was_delivered_counts_as_all() {
+        let mut connection = connection(Instant::now());
+        connection.input.delivered = 10;
+        connection.input.credit(u32::MAX, 1000);
+        assert_eq!(connection.input.unread(), 0);
+    }
+
+    #[test]
+    fn each_direction_ends_apart() {
+        let mut connection = connection(Instant::now());
+        connection.input.ended = true;
+        assert!(!connection.is_finished());
+        assert!(connection.output.is_open());
+        connection.output.ended = true;
+        assert!(connection.is_finished());
+    }
+
+    #[test]
+    fn a_closed_connection_is_finished_without_the_peers_end() {
+        let mut connection = connection(Instant::now());
+        connection.output.finish(Finish::Close);
+        assert!(!connection.may_read());
+        connection.output.ended = true;
+        assert!(connection.is_finished());
+    }
+
+    #[test]
+    fn an_end_after_close_does_not_undo_it() {
+        let mut output = Output::default();
+        output.finish(Finish::Close);
+        output.finish(Finish::End);
+        assert_eq!(output.finish, Finish::Close);
+    }
+
+    #[test]
+    fn after_a_failed_send_reading_goes_on_whatever_the_limits_say() {
+        let mut connection = connection(Instant::now());
+        connection.input.paused = true;
+        connection.input.delivered = 5000;
+        connection.fail(Cause::ORDERLY);
+        assert!(connection.may_read());
+        assert!(!connection.is_finished());
+        connection.input.ended = true;
+        assert!(connection.is_finished());
+    }
+
+    #[test]
+    fn a_watch_is_answered_once_when_its_count_is_reached() {
+        let mut output = Output { sent: u64::from(u32::MAX), ..Output::default() };
+        output.watch(2);
+        assert!(!output.take_drained());
+        output.sent += 3;
+        assert!(output.take_drained());
+        assert!(!output.take_drained());
+    }
+
+    #[test]
+    fn a_watch_on_an_ended_output_is_answered() {
+        let mut output = Output { ended: true, ..Output::default() };
+        output.watch(7);
+        assert!(output.take_drained());
+    }
+
+    #[test]
+    fn the_read_deadline_fires_once_with_its_sequence() {
+        let now = Instant::now();
+        let mut connection = connection(now);
+        connection.deadlines.set(Deadline::Read, 1000, 7, now);
+        assert_eq!(connection.expired(now), None);
+        assert_eq!(connection.deadline(), Some(now + SECOND));
+        assert_eq!(connection.expired(now + SECOND), Some(Expired::Told(Deadline::Read, 7)));
+        assert_eq!(connection.deadline(), None);
+    }
+
+    #[test]
+    fn the_idle_deadline_moves_with_traffic_and_rests_after_it_fired() {
+        let now = Instant::now();
+        let mut connection = Connection::new(&Limits { idle_timeout: Some(SECOND), ..limits() }, now);
+        connection.deadlines.last_traffic = now + SECOND / 2;
+        assert_eq!(connection.expired(now + SECOND), None);
+        assert_eq!(connection.expired(now + SECOND * 2), Some(Expired::Told(Deadline::Idle, 0)));
+        assert_eq!(connection.deadline(), None);
+        connection.deadlines.set(Deadline::Idle, 1000, 1, now + SECOND * 2);
+        assert_eq!(connection.deadline(), Some(now + SECOND * 3));
+    }
+
+    #[test]
+    fn the_write_deadline_holds_only_while_the_kernel_takes_nothing() {
+        let now = Instant::now();
+        let mut connection = connection(now);
+        assert_eq!(connection.deadline(), None);
+        connection.output.block(now);
+        assert_eq!(connection.expired(now + SECOND), Some(Expired::Write));
+    }
+
+    #[test]
+    fn a_timeout_of_zero_disarms() {
+        let now = Instant::now();
+        let mut connection = connection(now);
+        connection.deadlines.set(Deadline::Read, 1000, 1, now);
+        connection.deadlines.set(Deadline::Read, 0, 2, now);
+        assert_eq!(connection.deadline(), None);
+    }
+}

@@ -1,0 +1,263 @@
+//! The system calls of open connections, and the records that tell of them.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use mio::unix::SourceFd;
+use mio::{Interest, Registry};
+use socket2::{SockRef, TcpKeepalive};
+
+use crate::barrier::Barrier;
+use crate::block::{BlockTable, Range};
+use crate::border::{Border, StatusEntry};
+use crate::connection::Finish;
+use crate::counters::Counters;
+use crate::intake::Intake;
+use crate::operators::Operator;
+use crate::record::{Cause, Completion, SocketOption};
+use crate::ring::Producer;
+use crate::sys;
+use crate::token::Subject;
+
+/// Reads of one connection in one visit: then the others have their turn.
+const READS_PER_VISIT: u32 = 4;
+
+/// Unread bytes thrown away before a descriptor is closed: without that the kernel answers our close with
+/// RST, and the peer may lose what we have sent. Bounded, for the peer may never stop.
+const DISCARD: usize = 16 * 1024 * 1024;
+
+#[derive(Debug)]
+pub(crate) struct Io {
+    pub(crate) registry: Registry,
+    pub(crate) table: Arc<BlockTable>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) intake: Intake,
+    completions: Producer,
+    barrier: Barrier,
+    /// A record has been put that JavaScript should hear of now.
+    is_urgent: bool,
+}
+
+/// How a visit of a connection with bytes to read ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Visit {
+    /// There may be more.
+    Unfinished,
+    /// Nothing more is there, or the connection does not want it.
+    Finished,
+    /// The connection is over.
+    Over(Cause),
+}
+
+impl Io {
+    pub(crate) fn new(registry: Registry, border: &Border, table: Arc<BlockTable>, counters: Arc<Counters>) -> Io {
+        Io {
+            registry,
+            intake: Intake::new(table.clone()),
+            table,
+            counters,
+            completions: Producer::new(border.completions()),
+            barrier: Barrier::default(),
+            is_urgent: false,
+        }
+    }
+
+    /// Puts a record that JavaScript should hear of at once.
+    pub(crate) fn tell(&mut self, completion: Completion) {
+        self.is_urgent = true;
+        self.tell_some_time(completion);
+    }
+
+    /// Puts a record that may wait for the next one.
+    pub(crate) fn tell_some_time(&mut self, completion: Completion) {
+        self.counters.records.add(1);
+        self.completions.put(completion.encode());
+    }
+
+    /// Shows JavaScript what has been put. True when its bell should ring.
+    pub(crate) fn publish(&mut self) -> bool {
+        self.completions.publish();
+        std::mem::take(&mut self.is_urgent)
+    }
+
+    /// JavaScript has fallen behind: nothing may be read or accepted until it has caught up.
+    pub(crate) fn is_backlogged(&self) -> bool {
+        self.completions.is_backlogged()
+    }
+
+    pub(crate) fn register(&self, operator: &Operator) -> std::io::Result<()> {
+        let interest = if operator.is_unix { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        let descriptor = operator.descriptor().as_raw_fd();
+        let token = Subject::Connection(operator.token).mio();
+        self.registry.register(&mut SourceFd(&descriptor), token, interest)
+    }
+
+    /// Reads what is there, within this visit's budget.
+    pub(crate) fn receive(&mut self, operator: &mut Operator, now: Instant) -> Visit {
+        for _ in 0..READS_PER_VISIT {
+            if !operator.connection.may_read() {
+                return Visit::Finished;
+            }
+            let size = operator.connection.input.size;
+            let offered = self.intake.offer(size, &mut self.barrier);
+            if offered == 0 {
+                return Visit::Unfinished;
+            }
+            self.counters.reads.add(1);
+            match sys::read_vectored(operator.descriptor(), self.barrier.as_slice()) {
+                Ok(0) => return self.receive_end(operator),
+                Ok(read) => {
+                    self.deliver(operator, read, now);
+                    if read < offered && !operator.connection.input.hang_up {
+                        return self.receive_nothing(operator);
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(sys::EAGAIN) => return self.receive_nothing(operator),
+                Err(error) => return Visit::Over(Cause::of(&error)),
+            }
+        }
+        Visit::Unfinished
+    }
+
+    fn deliver(&mut self, operator: &mut Operator, read: usize, now: Instant) {
+        let Operator { token, connection, status, .. } = operator;
+        let size = connection.input.size;
+        connection.input.size.learn(read);
+        connection.input.delivered += read as u64;
+        connection.deadlines.last_traffic = now;
+        status.set_bytes_read(connection.input.delivered);
+        for range in self.intake.take(size, read) {
+            let range = own_when_scarce(&self.table, range);
+            range.block().lend();
+            let (chunk, offset) = range.address();
+            self.completions.put(Completion::Data { token: *token, chunk, offset, length: range.len() }.encode());
+            self.counters.records.add(1);
+        }
+        self.is_urgent = true;
+    }
+
+    fn receive_nothing(&mut self, operator: &mut Operator) -> Visit {
+        operator.connection.input.ready = false;
+        match operator.connection.failure {
+            Some(cause) => Visit::Over(cause),
+            None => Visit::Finished,
+        }
+    }
+
+    fn receive_end(&mut self, operator: &mut Operator) -> Visit {
+        operator.connection.input.ended = true;
+        operator.status.raise(StatusEntry::READ_ENDED);
+        self.tell(Completion::Eof { token: operator.token });
+        visit_end(operator)
+    }
+
+    /// Sends what is pending until the kernel takes no more, and FIN behind it when it is due.
+    pub(crate) fn transmit(&mut self, operator: &mut Operator, now: Instant) -> Visit {
+        while !operator.connection.output.queue.is_empty() && !operator.connection.output.is_blocked {
+            let bytes = operator.connection.output.queue.iovecs(&mut self.barrier);
+            debug_assert!(bytes > 0);
+            self.counters.sends.add(1);
+            match sys::send_vectored(operator.descriptor(), self.barrier.as_slice()) {
+                Ok(sent) => {
+                    operator.connection.output.advance(sent);
+                    operator.connection.deadlines.last_traffic = now;
+                    operator.status.set_bytes_sent(operator.connection.output.sent);
+                }
+                Err(error) if error.raw_os_error() == Some(sys::EAGAIN) => self.block(operator, now),
+                Err(error) => self.fail(operator, Cause::of(&error)),
+            }
+        }
+        self.finish_output(operator);
+        if operator.connection.output.take_drained() {
+            self.tell(Completion::Drained { token: operator.token });
+        }
+        visit_end(operator)
+    }
+
+    fn block(&mut self, operator: &mut Operator, now: Instant) {
+        operator.connection.output.block(now);
+        operator.connection.output.queue.detach_small_tail(&self.table);
+        self.want_room(operator, true);
+    }
+
+    /// The kernel may have room again: the next `transmit` tries.
+    pub(crate) fn unblock(&mut self, operator: &mut Operator) {
+        operator.connection.output.is_blocked = false;
+        self.want_room(operator, false);
+    }
+
+    fn want_room(&self, operator: &Operator, wanted: bool) {
+        if operator.is_unix {
+            let interest = if wanted { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let token = Subject::Connection(operator.token).mio();
+            let descriptor = operator.descriptor().as_raw_fd();
+            // It can fail only for want of kernel memory; then the write timeout is what is left.
+            let _ = self.registry.reregister(&mut SourceFd(&descriptor), token, interest);
+        }
+    }
+
+    fn fail(&mut self, operator: &mut Operator, cause: Cause) {
+        operator.connection.fail(cause);
+        operator.status.raise(StatusEntry::READ_ENDED | StatusEntry::WRITE_ENDED);
+        // What the kernel still holds is delivered, whether or not an event has told of it.
+        operator.connection.input.ready = true;
+    }
+
+    fn finish_output(&mut self, operator: &mut Operator) {
+        if operator.connection.output.wants_fin() {
+            // It fails only when the connection is gone, and then reading tells.
+            let _ = sys::shutdown_write(operator.descriptor());
+            operator.connection.output.ended = true;
+            operator.status.raise(StatusEntry::WRITE_ENDED);
+        }
+    }
+
+    /// Closes the descriptor and tells JavaScript so. The operator has been taken out of its slot.
+    pub(crate) fn close(&mut self, operator: &Operator, cause: Cause) {
+        if operator.connection.output.finish == Finish::Close && !operator.connection.input.ended {
+            let _ = sys::discard_input(operator.descriptor(), DISCARD);
+        }
+        let descriptor = operator.descriptor().as_raw_fd();
+        // A duplicate in a child would keep firing, so it goes before the close. It fails only for a
+        // descriptor that is not registered.
+        let _ = self.registry.deregister(&mut SourceFd(&descriptor));
+        operator.status.raise(StatusEntry::READ_ENDED | StatusEntry::WRITE_ENDED | StatusEntry::CLOSED);
+        operator.server.dismiss();
+        self.tell(Completion::Closed { token: operator.token, cause });
+    }
+}
+
+/// Options that the kernel refuses for this kind of socket are left as they are, as `net` does.
+pub(crate) fn set_option(operator: &Operator, option: SocketOption) {
+    let descriptor = operator.descriptor();
+    let socket = SockRef::from(&descriptor);
+    let _ = match option {
+        _ if operator.is_unix => Ok(()),
+        SocketOption::NoDelay(on) => socket.set_tcp_nodelay(on),
+        SocketOption::KeepAlive { on: true, idle_seconds } if idle_seconds > 0 => {
+            let idle = std::time::Duration::from_secs(u64::from(idle_seconds));
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))
+        }
+        SocketOption::KeepAlive { on, .. } => socket.set_keepalive(on),
+        SocketOption::UserTimeout { milliseconds } => sys::set_user_timeout(descriptor, milliseconds),
+    };
+}
+
+fn visit_end(operator: &Operator) -> Visit {
+    if operator.connection.is_finished() {
+        Visit::Over(operator.connection.cause())
+    } else {
+        Visit::Finished
+    }
+}
+
+/// While much is held, one slow reader must not hold a block that others share: its bytes move to a block
+/// of their own size.
+fn own_when_scarce(table: &BlockTable, range: Range) -> Range {
+    if table.above_shared_limit() {
+        range.copied(table).unwrap_or(range)
+    } else {
+        range
+    }
+}

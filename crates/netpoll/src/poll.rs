@@ -1,0 +1,543 @@
+//! One epoll instance and everything that hangs on it. Its only entry is [`Poll::turn`].
+
+use std::io::{ErrorKind, Result};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::Events;
+
+use crate::acceptor::{Accepted, Acceptor, Attempt, REST};
+use crate::block::{BlockTable, Pressure};
+use crate::border::{Border, Doorbell, StatusEntry};
+use crate::connection::{Connection, Expired, Finish};
+use crate::counters::Counters;
+use crate::inbox::{Command, Inboxes};
+use crate::io::{set_option, Io, Visit};
+use crate::operators::{Operator, Operators, Parts};
+use crate::pin::PinTable;
+use crate::ready_list::ReadyList;
+use crate::record::{Cause, Completion, Submission};
+use crate::ring::Consumer;
+use crate::sys;
+use crate::timers::Timers;
+use crate::token::{Subject, Token};
+
+/// How much one turn does of each kind, so that none starves the others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    /// Submission records taken.
+    pub(crate) records: u32,
+    /// Connections visited to read.
+    pub(crate) visits: u32,
+    /// Connections accepted from each listener.
+    pub(crate) accepts: u32,
+}
+
+impl Default for Budget {
+    /// A ring full of records; every connection that epoll reports in one go; and, because an accept costs
+    /// as much as several requests, no more of those than leaves the open connections their turn.
+    fn default() -> Budget {
+        Budget { records: 4096, visits: 1024, accepts: 64 }
+    }
+}
+
+/// What a turn leaves to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Turn {
+    /// When the next turn is due even if nothing happens.
+    pub(crate) next_deadline: Option<Instant>,
+    /// Whether it is due now: something was left for want of budget.
+    pub(crate) more: bool,
+}
+
+/// Events that one wait can bring at first; doubled each time that they were all used.
+const EVENTS: usize = 256;
+const MAX_EVENTS: usize = 16 * 1024;
+
+/// How long an ACCEPT that nobody asked to hear of may wait for a record that rings anyway.
+const ACCEPT_DELAY: Duration = Duration::from_millis(5);
+
+/// How long reading rests when memory is scarce, if nothing else wakes the poll before.
+const SCARCITY_DELAY: Duration = Duration::from_millis(10);
+
+/// What the polls of an environment share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) table: Arc<BlockTable>,
+    pub(crate) pins: Arc<PinTable>,
+    pub(crate) inboxes: Arc<Inboxes>,
+    pub(crate) doorbell: Doorbell,
+}
+
+#[derive(Debug)]
+pub(crate) struct Poll {
+    index: usize,
+    shared: Shared,
+    border: Border,
+    mio: mio::Poll,
+    events: Events,
+    /// `events` holds what a wait has brought and no turn has looked at.
+    is_collected: bool,
+    submissions: Consumer,
+    operators: Operators,
+    io: Io,
+    ready: ReadyList,
+    dirty: Vec<Token>,
+    acceptors: Vec<Acceptor>,
+    timers: Timers,
+    /// When the bell must ring for ACCEPTs that may wait.
+    announce_at: Option<Instant>,
+    /// Reading and accepting rest until memory or JavaScript allows them again.
+    is_held: bool,
+}
+
+impl Poll {
+    pub(crate) fn new(index: usize, mio: mio::Poll, border: Border, shared: Shared, counters: Arc<Counters>) -> Result<Poll> {
+        let registry = mio.registry().try_clone()?;
+        Ok(Poll {
+            index,
+            border,
+            mio,
+            events: Events::with_capacity(EVENTS),
+            is_collected: false,
+            submissions: Consumer::new(border.submissions()),
+            operators: Operators::new(border.slots()),
+            io: Io::new(registry, &border, shared.table.clone(), counters),
+            ready: ReadyList::default(),
+            dirty: Vec::new(),
+            acceptors: Vec::new(),
+            timers: Timers::default(),
+            announce_at: None,
+            is_held: false,
+            shared,
+        })
+    }
+
+    /// Does what there is to do, and never blocks. Sends what JavaScript has submitted, reads what has
+    /// arrived, and shows JavaScript the records of it.
+    pub(crate) fn turn(&mut self, now: Instant, budget: Budget) -> Result<Turn> {
+        self.io.counters.turns.add(1);
+        let mut more = self.take_submissions(now, budget.records);
+        self.take_commands(now);
+        self.collect()?;
+        self.take_events();
+        self.transmit_dirty(now);
+        self.is_held = self.io.is_backlogged() || self.shared.table.pressure() != Pressure::Low;
+        if !self.is_held {
+            more |= self.receive_ready(now, budget.visits);
+            more |= self.accept_ready(now, budget.accepts);
+        }
+        self.expire_deadlines(now);
+        self.relieve();
+        self.return_pins();
+        self.publish(now);
+        Ok(Turn { next_deadline: self.next_deadline(now), more })
+    }
+
+    /// Waits until something happens or `turn` says that the next one is due.
+    pub(crate) fn wait(&mut self, turn: Turn, now: Instant) -> Result<()> {
+        let timeout = if turn.more || self.is_awaited() {
+            Some(Duration::ZERO)
+        } else {
+            turn.next_deadline.map(|at| at.saturating_duration_since(now))
+        };
+        let outcome = self.poll_events(timeout);
+        self.border.wake_up();
+        outcome
+    }
+
+    /// Announces the wait to JavaScript, and tells whether something came in the meantime.
+    fn is_awaited(&mut self) -> bool {
+        self.border.fall_asleep();
+        self.submissions.look() || self.shared.inboxes.has_commands(self.index)
+    }
+
+    fn poll_events(&mut self, timeout: Option<Duration>) -> Result<()> {
+        match self.mio.poll(&mut self.events, timeout) {
+            Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
+            _ => self.is_collected = true,
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<()> {
+        if self.is_collected {
+            return Ok(());
+        }
+        self.poll_events(Some(Duration::ZERO))
+    }
+
+    // ---- what JavaScript has submitted
+
+    fn take_submissions(&mut self, now: Instant, budget: u32) -> bool {
+        for _ in 0..budget {
+            let Some(record) = self.submissions.take() else { break };
+            if !Submission::decode(&record).is_some_and(|submission| self.submit(submission, now)) {
+                self.io.counters.stale_records.add(1);
+            }
+        }
+        if self.submissions.release() {
+            // JavaScript holds records for which there was no room: it moves them up when it drains.
+            self.ring();
+        }
+        self.submissions.look()
+    }
+
+    /// False when the record names something that is not, or not any more.
+    fn submit(&mut self, submission: Submission, now: Instant) -> bool {
+        match submission {
+            Submission::Done { chunk, offset, count } => self.shared.table.give_back(chunk, offset, count),
+            Submission::Ack { token } => self.operators.acknowledge(token),
+            Submission::Reset { token } => self.reset(token, Cause::ORDERLY),
+            Submission::Send { token, chunk, offset, length } => self.send(token, chunk, offset, length),
+            Submission::SendPin { token, pin } => self.send_pin(token, pin),
+            Submission::End { token } => self.finish(token, Finish::End),
+            Submission::Close { token } => self.finish(token, Finish::Close),
+            Submission::WatchDrain { token, target } => self.watch(token, target),
+            Submission::Timer { token, which, milliseconds, sequence } => {
+                self.change(token, |operator| operator.connection.deadlines.set(which, milliseconds, sequence, now))
+            }
+            Submission::Input { token, credit, mark } => {
+                self.change(token, |operator| operator.connection.input.credit(credit, mark))
+            }
+            Submission::Pause { token } => self.change(token, |operator| operator.connection.input.paused = true),
+            Submission::Resume { token } => self.change(token, |operator| operator.connection.input.paused = false),
+            Submission::Option { token, option } => self.change(token, |operator| set_option(operator, option)),
+        }
+    }
+
+    /// Changes a connection, and does what the change may have made due.
+    fn change(&mut self, token: Token, change: impl FnOnce(&mut Operator)) -> bool {
+        let Some(operator) = self.operators.get_mut(token) else { return false };
+        change(operator);
+        self.ready.list(operator);
+        arm(&mut self.timers, operator);
+        true
+    }
+
+    fn send(&mut self, token: Token, chunk: u32, offset: u32, length: u32) -> bool {
+        let Some(operator) = self.operators.get_mut(token) else { return false };
+        let Some(range) = self.shared.table.range(chunk, offset, length) else { return false };
+        // After the end of the output there is nothing to send it with; the range goes back by itself.
+        if operator.connection.output.is_open() {
+            operator.connection.output.queue.push(range);
+            mark_dirty(&mut self.dirty, operator);
+        }
+        true
+    }
+
+    fn send_pin(&mut self, token: Token, pin: u32) -> bool {
+        let Some(pin) = self.shared.pins.take(pin) else { return false };
+        let Some(operator) = self.operators.get_mut(token) else { return false };
+        if operator.connection.output.is_open() {
+            operator.connection.output.queue.push_pin(pin);
+            mark_dirty(&mut self.dirty, operator);
+        }
+        true
+    }
+
+    fn finish(&mut self, token: Token, finish: Finish) -> bool {
+        let Some(operator) = self.operators.get_mut(token) else { return false };
+        operator.connection.output.finish(finish);
+        mark_dirty(&mut self.dirty, operator);
+        true
+    }
+
+    fn watch(&mut self, token: Token, target: u32) -> bool {
+        let Some(operator) = self.operators.get_mut(token) else { return false };
+        operator.connection.output.watch(target);
+        mark_dirty(&mut self.dirty, operator);
+        true
+    }
+
+    fn reset(&mut self, token: Token, cause: Cause) -> bool {
+        let Some(operator) = self.operators.get_mut(token) else { return false };
+        // It fails only for what is no TCP socket; closing one of those with unread bytes resets it too.
+        let _ = sys::abort_on_close(operator.descriptor());
+        operator.connection.output.finish = Finish::Open;
+        self.close(token, cause);
+        true
+    }
+
+    fn close(&mut self, token: Token, cause: Cause) {
+        if let Some(operator) = self.operators.close(token) {
+            self.io.close(&operator, cause);
+        }
+    }
+
+    // ---- what the environment asks for
+
+    fn take_commands(&mut self, now: Instant) {
+        for command in self.shared.inboxes.take(self.index) {
+            match command {
+                Command::Serve(listener, server) => self.serve(Acceptor::new(listener, server)),
+                Command::CloseListener(id) => self.drop_listener(id, Cause::ORDERLY),
+                Command::Adopt(accepted) => self.adopt(accepted, now),
+                Command::Crash => crash(),
+            }
+        }
+    }
+
+    fn serve(&mut self, mut acceptor: Acceptor) {
+        let id = acceptor.listener.id;
+        let armed = acceptor.arm(&self.io.registry);
+        self.acceptors.push(acceptor);
+        if let Err(error) = armed {
+            self.drop_listener(id, Cause::of(&error));
+        }
+    }
+
+    fn drop_listener(&mut self, id: u32, cause: Cause) {
+        let Some(place) = self.acceptors.iter().position(|acceptor| acceptor.listener.id == id) else { return };
+        let mut acceptor = self.acceptors.swap_remove(place);
+        acceptor.disarm(&self.io.registry);
+        self.io.tell(Completion::Listener { id, cause });
+    }
+
+    fn adopt(&mut self, accepted: Accepted, now: Instant) {
+        let Accepted { descriptor, remote, local, is_unix, server } = accepted;
+        let connection = Connection::new(&server.limits, now);
+        let parts = Parts { connection, server: server.clone(), descriptor, is_unix };
+        let border = self.border;
+        let open = |token| {
+            border.open_slot(token, remote, local);
+            border.status(token)
+        };
+        let Some(token) = self.operators.insert(parts, open) else { return server.dismiss() };
+        self.io.counters.accepts.add(1);
+        self.announce(Completion::Accept { token, server: server.id }, server.announce_accept, now);
+        let Some(operator) = self.operators.get_mut(token) else { return };
+        arm(&mut self.timers, operator);
+        if let Err(error) = self.io.register(operator) {
+            self.close(token, Cause::of(&error));
+        }
+    }
+
+    fn announce(&mut self, accept: Completion, at_once: bool, now: Instant) {
+        if at_once {
+            self.io.tell(accept);
+        } else {
+            self.io.tell_some_time(accept);
+            self.announce_at.get_or_insert(now + ACCEPT_DELAY);
+        }
+    }
+
+    // ---- what epoll has told
+
+    fn take_events(&mut self) {
+        self.is_collected = false;
+        let mut count = 0;
+        for event in &self.events {
+            count += 1;
+            match Subject::unpack(event.token().0 as u64) {
+                Subject::Waker => self.io.counters.wakeups.add(1),
+                Subject::Listener(id) => {
+                    if let Some(acceptor) = self.acceptors.iter_mut().find(|acceptor| acceptor.listener.id == id) {
+                        acceptor.is_ready = true;
+                    }
+                }
+                Subject::Connection(token) => match self.operators.get_mut(token) {
+                    Some(operator) => {
+                        take_event(operator, event, &mut self.io, &mut self.dirty);
+                        self.ready.list(operator);
+                    }
+                    None => self.io.counters.stale_records.add(1),
+                },
+            }
+        }
+        if count == self.events.capacity() && count < MAX_EVENTS {
+            self.events = Events::with_capacity(count * 2);
+        }
+    }
+
+    fn transmit_dirty(&mut self, now: Instant) {
+        for token in std::mem::take(&mut self.dirty) {
+            let Some(operator) = self.operators.get_mut(token) else { continue };
+            operator.is_dirty = false;
+            let visit = self.io.transmit(operator, now);
+            arm(&mut self.timers, operator);
+            self.ready.list(operator);
+            if let Visit::Over(cause) = visit {
+                self.close(token, cause);
+            }
+        }
+    }
+
+    fn receive_ready(&mut self, now: Instant, budget: u32) -> bool {
+        // Each connection at most once a turn: what is not finished comes again behind the others.
+        for _ in 0..self.ready.len().min(budget as usize) {
+            let Some(token) = self.ready.next() else { break };
+            let Some(operator) = self.operators.get_mut(token) else { continue };
+            operator.is_listed = false;
+            match self.io.receive(operator, now) {
+                Visit::Unfinished => self.ready.list(operator),
+                Visit::Finished => {}
+                Visit::Over(cause) => self.close(token, cause),
+            }
+        }
+        self.ready.len() > 0
+    }
+
+    fn accept_ready(&mut self, now: Instant, budget: u32) -> bool {
+        let mut more = false;
+        // From the end: a listener that fails is taken out of the list.
+        for place in (0..self.acceptors.len()).rev() {
+            for _ in 0..budget {
+                if !self.acceptors.get(place).is_some_and(|acceptor| acceptor.is_ready) || !self.accept(place, now) {
+                    break;
+                }
+            }
+            more |= self.acceptors.get(place).is_some_and(|acceptor| acceptor.is_ready);
+        }
+        more
+    }
+
+    /// False when the listener has nothing more to give now.
+    fn accept(&mut self, place: usize, now: Instant) -> bool {
+        let attempt = if self.operators.has_room() { self.acceptors[place].attempt() } else { Attempt::Exhausted };
+        match attempt {
+            Attempt::Accepted(accepted) => self.place(accepted, now),
+            Attempt::Dropped => {}
+            Attempt::Empty => {
+                self.acceptors[place].is_ready = false;
+                return false;
+            }
+            Attempt::Exhausted => {
+                self.rest(place, now);
+                return false;
+            }
+            Attempt::Failed(cause) => {
+                self.drop_listener(self.acceptors[place].listener.id, cause);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Brings a connection to the poll whose turn it is.
+    fn place(&mut self, accepted: Accepted, now: Instant) {
+        let index = self.shared.inboxes.pick();
+        if index == self.index {
+            self.adopt(accepted, now);
+        } else {
+            self.shared.inboxes.send(index, Command::Adopt(accepted));
+        }
+    }
+
+    fn rest(&mut self, place: usize, now: Instant) {
+        let acceptor = &mut self.acceptors[place];
+        acceptor.disarm(&self.io.registry);
+        self.timers.arm(now + REST, Subject::Listener(acceptor.listener.id).pack());
+    }
+
+    // ---- time, memory, the bell
+
+    fn expire_deadlines(&mut self, now: Instant) {
+        while let Some(key) = self.timers.pop_due(now) {
+            match Subject::unpack(key) {
+                Subject::Listener(id) => self.rearm(id),
+                Subject::Connection(token) => self.expire(token, now),
+                Subject::Waker => {}
+            }
+        }
+    }
+
+    fn rearm(&mut self, id: u32) {
+        let Some(acceptor) = self.acceptors.iter_mut().find(|acceptor| acceptor.listener.id == id) else { return };
+        if let Err(error) = acceptor.arm(&self.io.registry) {
+            self.drop_listener(id, Cause::of(&error));
+        }
+    }
+
+    fn expire(&mut self, token: Token, now: Instant) {
+        let Some(operator) = self.operators.get_mut(token) else { return };
+        operator.connection.deadlines.armed = None;
+        while let Some(expired) = operator.connection.expired(now) {
+            match expired {
+                Expired::Told(which, sequence) => self.io.tell(Completion::Timeout { token, which, sequence }),
+                Expired::Write => {
+                    self.reset(token, Cause::WRITE_TIMEOUT);
+                    return;
+                }
+            }
+        }
+        arm(&mut self.timers, operator);
+    }
+
+    /// When memory has run out, the connection that holds most of it in pending output has to go.
+    fn relieve(&mut self) {
+        if self.shared.table.pressure() != Pressure::Full {
+            return;
+        }
+        self.io.intake.release();
+        let pending = |operator: &&Operator| operator.connection.output.queue.len();
+        let heaviest = self.operators.iter().filter(|operator| pending(operator) > 0).max_by_key(pending);
+        if let Some(token) = heaviest.map(|operator| operator.token) {
+            self.reset(token, Cause::OUTPUT_LIMIT);
+        }
+    }
+
+    fn return_pins(&mut self) {
+        for pin in self.shared.pins.drain_released() {
+            self.io.tell(Completion::Unpin { pin });
+        }
+    }
+
+    fn publish(&mut self, now: Instant) {
+        let is_due = self.announce_at.is_some_and(|at| at <= now);
+        if self.io.publish() | is_due {
+            self.announce_at = None;
+            self.ring();
+        }
+        self.io.counters.connections.set(u64::from(self.operators.open()));
+    }
+
+    fn ring(&self) {
+        if self.shared.doorbell.ring() {
+            self.io.counters.doorbells.add(1);
+        }
+    }
+
+    fn next_deadline(&self, now: Instant) -> Option<Instant> {
+        let held = self.is_held && self.ready.len() > 0;
+        let retry = held.then(|| now + SCARCITY_DELAY);
+        [self.timers.next(), self.announce_at, retry].into_iter().flatten().min()
+    }
+}
+
+/// Errors and hang-ups are only reasons to read and to send: what those come to decides. A connection
+/// with a pending zero-copy completion looks broken and is not.
+fn take_event(operator: &mut Operator, event: &mio::event::Event, io: &mut Io, dirty: &mut Vec<Token>) {
+    if event.is_read_closed() {
+        operator.connection.input.hang_up = true;
+        operator.status.raise(StatusEntry::READ_ENDED);
+    }
+    if event.is_readable() || event.is_read_closed() || event.is_error() {
+        operator.connection.input.ready = true;
+    }
+    if (event.is_writable() || event.is_error()) && operator.connection.output.is_blocked {
+        io.unblock(operator);
+        mark_dirty(dirty, operator);
+    }
+}
+
+fn mark_dirty(dirty: &mut Vec<Token>, operator: &mut Operator) {
+    if !std::mem::replace(&mut operator.is_dirty, true) {
+        dirty.push(operator.token);
+    }
+}
+
+/// Makes sure that the timers look at the connection no later than its next deadline.
+fn arm(timers: &mut Timers, operator: &mut Operator) {
+    let Some(at) = operator.connection.deadline() else { return };
+    if operator.connection.deadlines.armed.is_none_or(|armed| at < armed) {
+        operator.connection.deadlines.armed = Some(at);
+        timers.arm(at, Subject::Connection(operator.token).pack());
+    }
+}
+
+/// Tests make a poll's thread panic to see what becomes of its connections.
+#[allow(clippy::panic)]
+fn crash() {
+    panic!("this poll was asked to crash");
+}

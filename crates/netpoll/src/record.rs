@@ -1,0 +1,177 @@
+//! The records of the two rings: `docs/border.md` is their contract, `ts/record.ts` their other copy.
+
+use crate::token::Token;
+
+/// Words of a record.
+pub const RECORD_WORDS: usize = 8;
+
+/// A record as it lies in a ring.
+pub type Record = [u32; RECORD_WORDS];
+
+/// Why a connection ended, as CLOSED tells it: 0 for an orderly end, an errno, or one of the library's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cause(i32);
+
+impl Cause {
+    /// Both directions ended as they should, or JavaScript asked for the end.
+    pub const ORDERLY: Cause = Cause(0);
+    /// Pending output made no progress for the write timeout.
+    pub const WRITE_TIMEOUT: Cause = Cause(-1);
+    /// Memory had run out, and this connection had most output pending.
+    pub const OUTPUT_LIMIT: Cause = Cause(-2);
+
+    /// The errno of a failed system call.
+    pub(crate) fn of(error: &std::io::Error) -> Cause {
+        Cause(error.raw_os_error().unwrap_or(libc_eio()))
+    }
+}
+
+/// What a failure without an errno counts as; the standard library makes such errors only for broken input.
+fn libc_eio() -> i32 {
+    crate::sys::EIO
+}
+
+/// Which of a connection's deadlines a TIMER sets and a TIMEOUT tells of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Deadline {
+    Read,
+    Idle,
+    Write,
+}
+
+/// A record from the poll to JavaScript.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Completion {
+    Accept { token: Token, server: u32 },
+    Data { token: Token, chunk: u32, offset: u32, length: u32 },
+    Eof { token: Token },
+    Closed { token: Token, cause: Cause },
+    Drained { token: Token },
+    Unpin { pin: u32 },
+    Timeout { token: Token, which: Deadline, sequence: u32 },
+    Listener { id: u32, cause: Cause },
+}
+
+/// A record from JavaScript to the poll.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Submission {
+    Done { chunk: u32, offset: u32, count: u32 },
+    Send { token: Token, chunk: u32, offset: u32, length: u32 },
+    SendPin { token: Token, pin: u32 },
+    Input { token: Token, credit: u32, mark: u32 },
+    WatchDrain { token: Token, target: u32 },
+    Pause { token: Token },
+    Resume { token: Token },
+    Timer { token: Token, which: Deadline, milliseconds: u32, sequence: u32 },
+    Option { token: Token, option: SocketOption },
+    End { token: Token },
+    Close { token: Token },
+    Reset { token: Token },
+    Ack { token: Token },
+}
+
+/// An option of an open connection's socket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SocketOption {
+    NoDelay(bool),
+    KeepAlive { on: bool, idle_seconds: u32 },
+    UserTimeout { milliseconds: u32 },
+}
+
+impl Completion {
+    pub(crate) fn encode(self) -> Record {
+        match self {
+            Completion::Accept { token, server } => record(1, token, [server, 0, 0]),
+            Completion::Data { token, chunk, offset, length } => record(2, token, [chunk, offset, length]),
+            Completion::Eof { token } => record(3, token, [0; 3]),
+            Completion::Closed { token, cause } => record(4, token, [cause.0 as u32, 0, 0]),
+            Completion::Drained { token } => record(5, token, [0; 3]),
+            Completion::Unpin { pin } => [6, pin, 0, 0, 0, 0, 0, 0],
+            Completion::Timeout { token, which, sequence } => record(7, token, [which.encode(), sequence, 0]),
+            Completion::Listener { id, cause } => [8, id, 0, cause.0 as u32, 0, 0, 0, 0],
+        }
+    }
+}
+
+fn record(kind: u32, token: Token, arguments: [u32; 3]) -> Record {
+    let [first, second, third] = arguments;
+    [kind, token.slot, token.generation, first, second, third, 0, 0]
+}
+
+impl Submission {
+    /// `None` for what is no record: it was put there by a bug or by somebody who should not, and is dropped.
+    pub(crate) fn decode(record: &Record) -> Option<Submission> {
+        let [kind, slot, generation, first, second, third, ..] = *record;
+        let token = Token { slot, generation };
+        Some(match kind {
+            1 => Submission::Done { chunk: slot, offset: generation, count: first },
+            2 => Submission::Send { token, chunk: first, offset: second, length: third },
+            3 => Submission::SendPin { token, pin: first },
+            4 => Submission::Input { token, credit: first, mark: second },
+            5 => Submission::WatchDrain { token, target: first },
+            6 => Submission::Pause { token },
+            7 => Submission::Resume { token },
+            8 => {
+                let which = Deadline::decode(first)?;
+                Submission::Timer { token, which, milliseconds: second, sequence: third }
+            }
+            9 => Submission::Option { token, option: SocketOption::decode(first, second, third)? },
+            10 => Submission::End { token },
+            11 => Submission::Close { token },
+            12 => Submission::Reset { token },
+            13 => Submission::Ack { token },
+            _ => return None,
+        })
+    }
+}
+
+impl Deadline {
+    fn encode(self) -> u32 {
+        match self {
+            Deadline::Read => 1,
+            Deadline::Idle => 2,
+            Deadline::Write => 3,
+        }
+    }
+
+    fn decode(word: u32) -> Option<Deadline> {
+        [Deadline::Read, Deadline::Idle, Deadline::Write].into_iter().find(|which| which.encode() == word)
+    }
+}
+
+impl SocketOption {
+    fn decode(option: u32, first: u32, second: u32) -> Option<SocketOption> {
+        match option {
+            1 => Some(SocketOption::NoDelay(first != 0)),
+            2 => Some(SocketOption::KeepAlive { on: first != 0, idle_seconds: second }),
+            3 => Some(SocketOption::UserTimeout { milliseconds: first }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: Token = Token { slot: 3, generation: 9 };
+
+    #[test]
+    fn a_completion_carries_kind_token_and_arguments() {
+        let data = Completion::Data { token: TOKEN, chunk: 1, offset: 2, length: 4 };
+        assert_eq!(data.encode(), [2, 3, 9, 1, 2, 4, 0, 0]);
+    }
+
+    #[test]
+    fn a_cause_below_zero_survives_the_ring() {
+        let closed = Completion::Closed { token: TOKEN, cause: Cause::WRITE_TIMEOUT }.encode();
+        assert_eq!(closed[3] as i32, -1);
+    }
+
+    #[test]
+    fn unknown_kinds_deadlines_and_options_are_no_records() {
+        for record in [[0; 8], [14, 0, 0, 0, 0, 0, 0, 0], [8, 0, 0, 4, 0, 0, 0, 0], [9, 0, 0, 9, 0, 0, 0, 0]] {
+            assert_eq!(Submission::decode(&record), None);
+        }
+    }
+}

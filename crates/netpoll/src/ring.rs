@@ -1,0 +1,251 @@
+//! The two ends of a single-producer single-consumer ring in memory that JavaScript shares.
+//!
+//! ```text
+//!            head                     tail
+//!             ▼                        ▼
+//!   ┌───┬───┬───┬───┬───┬───┬───┬───┬───┬───┐   entries: a power of two
+//!   │   │   │ r │ r │ r │ r │ r │ r │   │   │   head and tail count records ever, mod 2^32
+//!   └───┴───┴───┴───┴───┴───┴───┴───┴───┴───┘   tail - head <= entries
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::atomic::{fence, AtomicU32, Ordering};
+
+use crate::record::{Record, RECORD_WORDS};
+
+/// Where a ring lies: its two counters, the word that tells of a backlog, and its entries.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ring {
+    pub(crate) head: &'static AtomicU32,
+    pub(crate) tail: &'static AtomicU32,
+    pub(crate) backlogged: &'static AtomicU32,
+    /// A power of two times `RECORD_WORDS`.
+    pub(crate) words: &'static [AtomicU32],
+}
+
+impl Ring {
+    fn entries(&self) -> u32 {
+        (self.words.len() / RECORD_WORDS) as u32
+    }
+
+    fn entry(&self, position: u32) -> &'static [AtomicU32] {
+        let start = (position & (self.entries() - 1)) as usize * RECORD_WORDS;
+        &self.words[start..start + RECORD_WORDS]
+    }
+}
+
+/// The end that puts records. What finds no room waits in order behind it.
+#[derive(Debug)]
+pub(crate) struct Producer {
+    ring: Ring,
+    /// Records put; the shared tail follows with `publish`.
+    tail: u32,
+    /// The consumer's head when it was last looked at: never ahead of the true one.
+    head: u32,
+    backlog: VecDeque<Record>,
+}
+
+impl Producer {
+    pub(crate) fn new(ring: Ring) -> Producer {
+        Producer { ring, tail: 0, head: 0, backlog: VecDeque::new() }
+    }
+
+    /// Puts a record, or keeps it until there is room. Nobody sees it before `publish`.
+    pub(crate) fn put(&mut self, record: Record) {
+        if !self.backlog.is_empty() || !self.write(&record) {
+            self.backlog.push_back(record);
+        }
+    }
+
+    /// Shows the consumer everything put, after moving what fits out of the backlog.
+    pub(crate) fn publish(&mut self) {
+        self.unload();
+        if !self.backlog.is_empty() {
+            // Store-buffering with the consumer, who writes its head, fences, and reads this word: either
+            // it sees the word and rings, or the second look below sees the room it has made.
+            self.ring.backlogged.store(1, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            self.unload();
+        }
+        if self.backlog.is_empty() {
+            self.ring.backlogged.store(0, Ordering::Relaxed);
+        }
+        // Release: pairs with the consumer's load of the tail; it then sees the records written before.
+        self.ring.tail.store(self.tail, Ordering::Release);
+    }
+
+    pub(crate) fn is_backlogged(&self) -> bool {
+        !self.backlog.is_empty()
+    }
+
+    fn unload(&mut self) {
+        while let Some(record) = self.backlog.front() {
+            let record = *record;
+            if !self.write(&record) {
+                return;
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    fn write(&mut self, record: &Record) -> bool {
+        if self.tail.wrapping_sub(self.head) >= self.ring.entries() {
+            // Acquire: pairs with the consumer's store of its head; it has read the entry we overwrite.
+            self.head = self.ring.head.load(Ordering::Acquire);
+            if self.tail.wrapping_sub(self.head) >= self.ring.entries() {
+                return false;
+            }
+        }
+        for (word, value) in self.ring.entry(self.tail).iter().zip(record) {
+            word.store(*value, Ordering::Relaxed);
+        }
+        self.tail = self.tail.wrapping_add(1);
+        true
+    }
+}
+
+/// The end that takes records.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    ring: Ring,
+    head: u32,
+    /// The producer's tail when it was last looked at.
+    tail: u32,
+}
+
+impl Consumer {
+    pub(crate) fn new(ring: Ring) -> Consumer {
+        Consumer { ring, head: 0, tail: 0 }
+    }
+
+    pub(crate) fn take(&mut self) -> Option<Record> {
+        if self.head == self.tail && !self.look() {
+            return None;
+        }
+        let mut record = [0; RECORD_WORDS];
+        for (value, word) in record.iter_mut().zip(self.ring.entry(self.head)) {
+            *value = word.load(Ordering::Relaxed);
+        }
+        self.head = self.head.wrapping_add(1);
+        Some(record)
+    }
+
+    /// Gives the taken entries back to the producer. True when it holds records that had found no room.
+    pub(crate) fn release(&self) -> bool {
+        // Release: pairs with the producer's load of the head; our reads of the entries come before.
+        self.ring.head.store(self.head, Ordering::Release);
+        // Store-buffering with the producer, see `Producer::publish`.
+        fence(Ordering::SeqCst);
+        self.ring.backlogged.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the producer has put something since the last look.
+    pub(crate) fn look(&mut self) -> bool {
+        // Acquire: pairs with the producer's store of the tail; the records before it are there.
+        let tail = self.ring.tail.load(Ordering::Acquire);
+        // A tail further ahead than the ring is long can only be damage; what it points at is not there.
+        if tail.wrapping_sub(self.head) <= self.ring.entries() {
+            self.tail = tail;
+        }
+        self.head != self.tail
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ring(entries: usize) -> Ring {
+        let words = (0..3 + entries * RECORD_WORDS).map(|_| AtomicU32::new(0)).collect::<Vec<_>>();
+        let words: &'static [AtomicU32] = Box::leak(words.into_boxed_slice());
+        Ring { head: &words[0], tail: &words[1], backlogged: &words[2], words: &words[3..] }
+    }
+
+    fn numbered(number: u32) -> Record {
+        [number, 1, 2, 3, 4, 5, 6, 7]
+    }
+
+    #[test]
+    fn nothing_is_seen_before_publish() {
+        let ring = ring(8);
+        let (mut producer, mut consumer) = (Producer::new(ring), Consumer::new(ring));
+        producer.put(numbered(1));
+        assert_eq!(consumer.take(), None);
+        producer.publish();
+        assert_eq!(consumer.take(), Some(numbered(1)));
+    }
+
+    #[test]
+    fn what_finds_no_room_waits_in_order_and_tells_the_consumer() {
+        let ring = ring(8);
+        let (mut producer, mut consumer) = (Producer::new(ring), Consumer::new(ring));
+        (0..20).for_each(|number| producer.put(numbered(number)));
+        producer.publish();
+        assert!(producer.is_backlogged());
+        let mut taken = Vec::new();
+        loop {
+            while let Some(record) = consumer.take() {
+                taken.push(record[0]);
+            }
+            if !consumer.release() {
+                break;
+            }
+            producer.publish();
+        }
+        assert_eq!(taken, (0..20).collect::<Vec<_>>());
+        assert!(!producer.is_backlogged());
+    }
+
+    #[test]
+    fn counters_wrap_around() {
+        let ring = ring(8);
+        let start = u32::MAX - 3;
+        ring.head.store(start, Ordering::Relaxed);
+        ring.tail.store(start, Ordering::Relaxed);
+        let mut producer = Producer { tail: start, head: start, ..Producer::new(ring) };
+        let mut consumer = Consumer { head: start, tail: start, ..Consumer::new(ring) };
+        for number in 0..100 {
+            producer.put(numbered(number));
+            producer.publish();
+            assert_eq!(consumer.take().map(|record| record[0]), Some(number));
+            consumer.release();
+        }
+    }
+
+    #[test]
+    fn a_tail_that_cannot_be_is_not_followed() {
+        let ring = ring(8);
+        let mut consumer = Consumer::new(ring);
+        ring.tail.store(9, Ordering::Relaxed);
+        assert_eq!(consumer.take(), None);
+    }
+
+    #[test]
+    fn two_threads_pass_every_record_in_order() {
+        let ring = ring(8);
+        let count = 100_000;
+        let mut producer = Producer::new(ring);
+        let thread = std::thread::spawn(move || {
+            for number in 0..count {
+                producer.put(numbered(number));
+                producer.publish();
+                while producer.is_backlogged() {
+                    std::thread::yield_now();
+                    producer.publish();
+                }
+            }
+        });
+        let mut consumer = Consumer::new(ring);
+        for number in 0..count {
+            let record = loop {
+                if let Some(record) = consumer.take() {
+                    break record;
+                }
+                std::thread::yield_now();
+            };
+            consumer.release();
+            assert_eq!(record[0], number);
+        }
+        thread.join().unwrap();
+    }
+}

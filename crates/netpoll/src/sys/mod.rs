@@ -1,0 +1,88 @@
+//! The only door to libc: no other module of the crate calls it.
+//!
+//! Calls that were interrupted by a signal are repeated here, once for all, so that nobody above ever
+//! sees `EINTR`.
+
+mod memory;
+mod socket;
+
+pub use memory::{memory_limit, Mapping};
+pub use socket::{
+    abort_on_close, accept, discard_input, read_vectored, recv, send_vectored, set_user_timeout,
+    shutdown_write, IoVec,
+};
+
+/// Error numbers that mean something to the modules above.
+pub use libc::{
+    EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EBADF, EINVAL, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK,
+    EOPNOTSUPP,
+};
+
+use std::mem::MaybeUninit;
+use std::ptr;
+
+/// A libc call whose negative result means failure, as an `io::Result`. It is repeated while a signal
+/// interrupts it. The caller writes the `unsafe` and says why the arguments are right.
+macro_rules! syscall {
+    ($call:ident ( $($argument:expr),* $(,)? )) => {
+        loop {
+            let result = libc::$call($($argument),*);
+            if result >= 0 {
+                break Ok(result);
+            }
+            let error = std::io::Error::last_os_error();
+            if error.kind() != std::io::ErrorKind::Interrupted {
+                break Err(error);
+            }
+        }
+    };
+}
+use syscall;
+
+/// The most descriptors this process may ever have open: the hard limit, to which Node raises the soft
+/// one when it starts.
+pub fn descriptor_limit() -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid place for the one struct that the call writes.
+    match unsafe { syscall!(getrlimit(libc::RLIMIT_NOFILE, &mut limit)) } {
+        Ok(_) => limit.rlim_max,
+        Err(_) => u64::MAX,
+    }
+}
+
+/// Blocks all signals on the calling thread. A native thread does this first, so that Node's own
+/// threads get every signal of the process.
+pub fn block_signals() {
+    let mut all = MaybeUninit::uninit();
+    // SAFETY: sigfillset initializes the set before pthread_sigmask reads it; a null old set is allowed.
+    // Neither can fail with these arguments.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_descriptor_limit_is_one_that_a_process_can_live_with() {
+        assert!(descriptor_limit() >= 64);
+    }
+
+    #[test]
+    fn a_thread_that_blocked_signals_has_them_all_blocked() {
+        let blocked = std::thread::spawn(|| {
+            block_signals();
+            let mut mask = MaybeUninit::uninit();
+            // SAFETY: with a null new set the call only writes the old one to `mask`.
+            unsafe {
+                libc::pthread_sigmask(libc::SIG_BLOCK, ptr::null(), mask.as_mut_ptr());
+                libc::sigismember(mask.as_ptr(), libc::SIGTERM)
+                    + libc::sigismember(mask.as_ptr(), libc::SIGUSR1)
+            }
+        });
+        assert_eq!(blocked.join().unwrap(), 2);
+    }
+}

@@ -1,0 +1,239 @@
+//! Calls on stream sockets. None of them waits when the socket does not block.
+
+use std::net::Shutdown;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+use std::{io, mem, ptr};
+
+use socket2::{SockAddr, SockRef};
+
+use super::syscall;
+
+/// A piece of memory that the kernel is to fill or to send.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub struct IoVec(libc::iovec);
+
+// SAFETY: an IoVec is an address and a length, and whoever made it promised that the memory is there
+// wherever it is used.
+unsafe impl Send for IoVec {}
+
+impl IoVec {
+    /// No memory at all.
+    pub const EMPTY: IoVec = IoVec(libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 });
+
+    /// The `len` bytes from `start`.
+    ///
+    /// # Safety
+    /// Whoever makes an IoVec keeps the memory allocated until the last system call with it or a copy of
+    /// it has returned: by the reference of a block, or by a pin. What is received into must be writable.
+    #[inline]
+    pub unsafe fn new(start: *mut u8, len: usize) -> IoVec {
+        IoVec(libc::iovec { iov_base: start.cast(), iov_len: len })
+    }
+
+    /// Length in bytes.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Whether there is nothing to fill or to send.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.iov_len == 0
+    }
+}
+
+/// Takes one connection from the queue of a listener, with the address of its peer. The new descriptor
+/// does not block and is closed on exec.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
+    let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    let accept = |address: *mut _, len: *mut _| {
+        // SAFETY: try_init gives a place for any address and, in `len`, its size.
+        let fd = unsafe { syscall!(accept4(listener.as_raw_fd(), address as *mut _, len, flags)) }?;
+        // SAFETY: the kernel has just opened this descriptor for us and nobody else knows it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    // SAFETY: after a success accept4 has written an address and its length.
+    unsafe { SockAddr::try_init(accept) }
+}
+
+/// Receives into one piece of memory. 0 means that the peer has finished sending.
+#[inline]
+pub fn recv(fd: BorrowedFd<'_>, into: IoVec) -> io::Result<usize> {
+    // SAFETY: the maker of the IoVec keeps its memory.
+    let received = unsafe { syscall!(recv(fd.as_raw_fd(), into.0.iov_base, into.0.iov_len, 0)) }?;
+    Ok(received as usize)
+}
+
+/// Receives into one piece of memory after the other. 0 means that the peer has finished sending.
+#[inline]
+pub fn read_vectored(fd: BorrowedFd<'_>, into: &[IoVec]) -> io::Result<usize> {
+    if let [one] = into {
+        return recv(fd, *one);
+    }
+    // SAFETY: IoVec has the layout of iovec, and the makers of the IoVecs keep their memory.
+    let received = unsafe { syscall!(readv(fd.as_raw_fd(), into.as_ptr().cast(), into.len() as i32)) }?;
+    Ok(received as usize)
+}
+
+/// Sends one piece of memory after the other; how much of it may be less than asked for. A peer that is
+/// gone is an error, never a SIGPIPE.
+#[inline]
+pub fn send_vectored(fd: BorrowedFd<'_>, from: &[IoVec]) -> io::Result<usize> {
+    if let [IoVec(one)] = from {
+        // SAFETY: the maker of the IoVec keeps its memory.
+        let sent = unsafe { syscall!(send(fd.as_raw_fd(), one.iov_base, one.iov_len, libc::MSG_NOSIGNAL)) }?;
+        return Ok(sent as usize);
+    }
+    // SAFETY: a msghdr of zeros is a valid message without address, control data and pieces.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = from.as_ptr().cast_mut().cast();
+    message.msg_iovlen = from.len() as _;
+    // SAFETY: IoVec has the layout of iovec, sendmsg only reads them, and their makers keep the memory.
+    let sent = unsafe { syscall!(sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL)) }?;
+    Ok(sent as usize)
+}
+
+/// Sends a FIN behind what the kernel still has to send.
+pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&fd).shutdown(Shutdown::Write)
+}
+
+/// Makes closing the descriptor send an RST and drop what has not been sent.
+pub fn abort_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
+    SockRef::from(&fd).set_linger(Some(Duration::ZERO))
+}
+
+/// Receives at most `max` bytes and drops them; how many may be less. TCP does it without a copy
+/// (MSG_TRUNC), other sockets through the stack. 0 means that the peer has finished sending.
+pub fn discard_input(fd: BorrowedFd<'_>, max: usize) -> io::Result<usize> {
+    let mut scratch = [0u8; 4096];
+    let (start, len, flags) = match is_tcp(fd)? {
+        true => (ptr::null_mut(), max, libc::MSG_TRUNC),
+        false => (scratch.as_mut_ptr(), max.min(scratch.len()), 0),
+    };
+    // SAFETY: TCP writes nothing with MSG_TRUNC; elsewhere `len` is at most the size of `scratch`.
+    let received = unsafe { syscall!(recv(fd.as_raw_fd(), start.cast(), len, flags)) }?;
+    Ok(received as usize)
+}
+
+/// How many milliseconds sent data may stay unacknowledged before TCP gives the connection up; 0 leaves
+/// it to the system.
+pub fn set_user_timeout(fd: BorrowedFd<'_>, ms: u32) -> io::Result<()> {
+    SockRef::from(&fd).set_tcp_user_timeout(Some(Duration::from_millis(ms.into())))
+}
+
+fn is_tcp(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(SockRef::from(&fd).protocol()? == Some(socket2::Protocol::TCP))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, listener.accept().unwrap().0)
+    }
+
+    fn iovec(bytes: &mut [u8]) -> IoVec {
+        // SAFETY: every test keeps its arrays until after its calls.
+        unsafe { IoVec::new(bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    #[test]
+    fn accept_gives_a_descriptor_that_does_not_block_and_the_address_of_the_peer() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (fd, peer) = accept(listener.as_fd()).unwrap();
+        assert_eq!(peer.as_socket(), Some(client.local_addr().unwrap()));
+        let error = recv(fd.as_fd(), iovec(&mut [0; 8])).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn what_is_sent_from_several_pieces_arrives_in_several_others() {
+        let (a, b) = tcp_pair();
+        let (mut hello, mut world) = (*b"hello ", *b"world");
+        assert_eq!(send_vectored(a.as_fd(), &[iovec(&mut hello), iovec(&mut world)]).unwrap(), 11);
+        let (mut first, mut second) = ([0; 3], [0; 8]);
+        assert_eq!(read_vectored(b.as_fd(), &[iovec(&mut first), iovec(&mut second)]).unwrap(), 11);
+        assert_eq!((&first, &second), (b"hel", b"lo world"));
+    }
+
+    #[test]
+    fn one_piece_is_sent_and_received_alone() {
+        let (a, b) = tcp_pair();
+        let (mut hello, mut into) = (*b"hello", [0; 5]);
+        assert_eq!(send_vectored(a.as_fd(), &[iovec(&mut hello)]).unwrap(), 5);
+        assert_eq!(read_vectored(b.as_fd(), &[iovec(&mut into)]).unwrap(), 5);
+        assert_eq!(into, hello);
+    }
+
+    #[test]
+    fn sending_to_a_peer_that_is_gone_is_an_error_and_no_signal() {
+        let (a, b) = UnixStream::pair().unwrap();
+        drop(b);
+        // A signal that is blocked stays pending, even where the process ignores it.
+        crate::sys::block_signals();
+        let mut byte = [1];
+        for pieces in [&[iovec(&mut byte)][..], &[IoVec::EMPTY, iovec(&mut byte)]] {
+            let error = send_vectored(a.as_fd(), pieces).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        }
+        let mut pending = mem::MaybeUninit::uninit();
+        // SAFETY: sigpending writes the set that sigismember reads.
+        let raised = unsafe {
+            libc::sigpending(pending.as_mut_ptr());
+            libc::sigismember(pending.as_ptr(), libc::SIGPIPE)
+        };
+        assert_eq!(raised, 0);
+    }
+
+    #[test]
+    fn after_shutdown_write_the_peer_reads_the_end_and_can_still_answer() {
+        let (a, b) = tcp_pair();
+        shutdown_write(a.as_fd()).unwrap();
+        assert_eq!(recv(b.as_fd(), iovec(&mut [0; 8])).unwrap(), 0);
+        assert_eq!(send_vectored(b.as_fd(), &[iovec(&mut [7])]).unwrap(), 1);
+        assert_eq!((&a).read(&mut [0; 8]).unwrap(), 1);
+    }
+
+    #[test]
+    fn a_close_that_aborts_resets_the_peer() {
+        let (a, b) = tcp_pair();
+        abort_on_close(a.as_fd()).unwrap();
+        drop(a);
+        let error = recv(b.as_fd(), iovec(&mut [0; 8])).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn discarded_input_is_gone_and_what_is_behind_it_is_not() {
+        let (tcp, unix) = (tcp_pair(), UnixStream::pair().unwrap());
+        (&tcp.0).write_all(b"123456").unwrap();
+        (&unix.0).write_all(b"123456").unwrap();
+        for fd in [tcp.1.as_fd(), unix.1.as_fd()] {
+            assert_eq!(discard_input(fd, 4).unwrap(), 4);
+            let mut rest = [0; 8];
+            assert_eq!(recv(fd, iovec(&mut rest)).unwrap(), 2);
+            assert_eq!(&rest[..2], b"56");
+        }
+    }
+
+    #[test]
+    fn the_user_timeout_is_set() {
+        let (a, _b) = tcp_pair();
+        set_user_timeout(a.as_fd(), 1234).unwrap();
+        let timeout = SockRef::from(&a).tcp_user_timeout().unwrap();
+        assert_eq!(timeout, Some(Duration::from_millis(1234)));
+    }
+}

@@ -1,0 +1,86 @@
+//! Deadlines of many things, at no cost for each request.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Instant;
+
+/// A lazy heap of deadlines. A deadline that moves with each request (a connection's idle timeout) would
+/// need one heap operation per request; so none is ever moved or removed here. An entry only says: look at
+/// `key` then. The owner keeps the true deadline in a field that a request writes, and when the entry fires
+///
+/// - the true deadline has been reached: it acts;
+/// - it is later by now: it arms the key again, at that time;
+/// - the key is gone or its deadline was switched off: it does nothing.
+///
+/// Only a deadline that becomes *earlier* than the one entry that its owner has out needs another one.
+#[derive(Debug, Default)]
+pub struct Timers {
+    heap: BinaryHeap<Reverse<(Instant, u64)>>,
+}
+
+impl Timers {
+    /// Asks to look at `key` when `at` has come.
+    pub fn arm(&mut self, at: Instant, key: u64) {
+        self.heap.push(Reverse((at, key)));
+    }
+
+    /// The key of the earliest entry, which is removed, if its time has come.
+    pub fn pop_due(&mut self, now: Instant) -> Option<u64> {
+        self.next().filter(|at| *at <= now)?;
+        self.heap.pop().map(|Reverse((_, key))| key)
+    }
+
+    /// When the next entry fires.
+    pub fn next(&self) -> Option<Instant> {
+        self.heap.peek().map(|Reverse((at, _))| *at)
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn entries_fire_in_the_order_of_their_times_and_never_early() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        for (ms, key) in [(30, 3), (10, 1), (20, 2), (10, 4)] {
+            timers.arm(start + ms * MS, key);
+        }
+        assert_eq!(timers.pop_due(start + 9 * MS), None);
+        let due: Vec<u64> = std::iter::from_fn(|| timers.pop_due(start + 20 * MS)).collect();
+        assert_eq!(due, [1, 4, 2]);
+        assert_eq!(timers.next(), Some(start + 30 * MS));
+        assert_eq!(timers.pop_due(start + 30 * MS), Some(3));
+        assert_eq!((timers.next(), timers.len()), (None, 0));
+    }
+
+    #[test]
+    fn a_deadline_that_moves_with_each_request_keeps_one_entry() {
+        let start = Instant::now();
+        let (mut timers, mut deadline) = (Timers::default(), start + 10 * MS);
+        timers.arm(deadline, 1);
+        let (mut now, mut looks) = (start, 0);
+        for _ in 0..1000 {
+            now += MS;
+            while let Some(key) = timers.pop_due(now) {
+                looks += 1;
+                assert!(deadline > now, "the true deadline is later each time");
+                timers.arm(deadline, key);
+            }
+            deadline = now + 10 * MS;
+            assert_eq!(timers.len(), 1);
+        }
+        assert!(looks <= 1000 / 9, "{looks}");
+        assert_eq!(timers.pop_due(now + 10 * MS), Some(1));
+    }
+}

@@ -1,0 +1,254 @@
+//! What native code keeps for one Node environment: the main thread or a worker.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use napi::bindgen_prelude::{Array, Either3, FromNapiValue, Function, Null, Object, Unknown};
+use napi::{sys, Env, Error, JsValue, Result, Status};
+use napi_derive::napi;
+use netpoll::{Block, BlockTable, Border, Doorbell, PinTable, PollManager, Server};
+
+use crate::doorbell::Bell;
+use crate::shapes::{
+    listen_outcome, AddressFailure, Addresses, EndpointShape, EnvironmentStats, ListenOutcome, ListenSettings,
+    ServeOptions,
+};
+use crate::shared_memory::{bytes_of, hold, let_go, map, words_of};
+
+const SCHEDULED: usize = 0;
+const STOP: usize = 1;
+
+/// How long process 'exit' waits for the polls. They need microseconds; a poll that cannot stop must not
+/// keep a process from ending.
+const EXIT_PATIENCE: Duration = Duration::from_millis(50);
+
+/// A quarter of the memory there is, when JavaScript sets no limit.
+const SHARE_OF_MEMORY: u64 = 4;
+
+/// The polls, blocks and pins of one Node environment. It is stopped by whichever comes first: `exit` (of
+/// process 'exit'), or the environment's cleanup hook, which joins the threads. Only then Node drops
+/// the references to the shared memory and the threadsafe function.
+#[napi]
+pub struct Environment {
+    manager: Arc<PollManager>,
+    table: Arc<BlockTable>,
+    pins: Arc<PinTable>,
+    borders: Vec<Border>,
+    bell: Bell,
+    servers: Mutex<HashMap<u32, Arc<Server>>>,
+    pinned: Mutex<HashMap<u32, Pinned>>,
+}
+
+/// A Buffer that is being sent.
+#[derive(Clone, Copy)]
+struct Pinned {
+    reference: sys::napi_ref,
+    bytes: u64,
+}
+
+// SAFETY: napi-rs asks for it; references are made and deleted on the environment's own thread only,
+// for every method that touches them is called by JavaScript.
+unsafe impl Send for Pinned {}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Environment").field("manager", &self.manager).finish_non_exhaustive()
+    }
+}
+
+#[napi]
+impl Environment {
+    /// Starts a poll for each of `options.polls`. `doorbell` is called when there are records to drain.
+    #[napi(constructor, catch_unwind)]
+    pub fn new(env: Env, options: Object<'_>, doorbell: Function<'_, (), ()>) -> Result<Environment> {
+        let control = words_of(env.raw(), field::<Unknown<'_>>(&options, "control")?.raw())?;
+        let (scheduled, stop) = (word(control, SCHEDULED)?, word(control, STOP)?);
+        let borders = borders(&env, &options)?;
+        let table = BlockTable::new(memory_limit(field::<f64>(&options, "maxMemory")?));
+        let pins = PinTable::new();
+        let bell = Bell::new(env.raw(), doorbell.raw(), stop)?;
+        let ring = Doorbell::new(scheduled, Arc::new(move || bell.ring()));
+        let manager = PollManager::start(&borders, &ring, &table, &pins).map_err(system_error)?;
+        let manager = Arc::new(manager);
+        // After the threadsafe function was made: hooks run last in, first out, so the threads that ring it
+        // are gone before it is.
+        env.add_env_cleanup_hook(manager.clone(), |manager| manager.join())?;
+        let (servers, pinned) = Default::default();
+        Ok(Environment { manager, table, pins, borders, bell, servers, pinned })
+    }
+
+    /// A new ArrayBuffer over the memory of a chunk.
+    #[napi(catch_unwind)]
+    pub fn map_chunk<'env>(&self, env: &'env Env, chunk: u32) -> Result<Unknown<'env>> {
+        let buffer = map(env.raw(), self.table.chunk(chunk).ok_or_else(|| unknown("chunk", chunk))?)?;
+        // SAFETY: `map` has just made this value in this environment.
+        unsafe { Unknown::from_napi_value(env.raw(), buffer) }
+    }
+
+    /// The logarithm of the size of the chunk's blocks.
+    #[napi(catch_unwind)]
+    pub fn chunk_shift(&self, chunk: u32) -> Result<u32> {
+        Ok(self.table.chunk(chunk).ok_or_else(|| unknown("chunk", chunk))?.shift())
+    }
+
+    /// chunk * 2**32 + offset of a block of at least `size` bytes, lent to JavaScript; -1 without memory.
+    #[napi(catch_unwind)]
+    pub fn alloc(&self, size: u32) -> f64 {
+        let lend = |block: Block| {
+            block.lend();
+            f64::from(block.chunk()) * 4_294_967_296.0 + f64::from(block.offset())
+        };
+        self.table.alloc(size).map_or(-1.0, lend)
+    }
+
+    /// Wakes a poll that sleeps.
+    #[napi(catch_unwind)]
+    pub fn wake(&self, poll: u32) {
+        self.manager.wake(poll as usize);
+    }
+
+    /// Keeps the process alive from now on.
+    #[napi(js_name = "ref", catch_unwind)]
+    pub fn refer(&self, env: Env) -> Result<()> {
+        self.bell.refer(env.raw())
+    }
+
+    /// Lets the process end from now on.
+    #[napi(js_name = "unref", catch_unwind)]
+    pub fn unrefer(&self, env: Env) -> Result<()> {
+        self.bell.unrefer(env.raw())
+    }
+
+    /// Holds the bytes for one SEND_PIN; -1 without memory.
+    #[napi(catch_unwind)]
+    pub fn pin(&self, env: Env, bytes: Unknown<'_>) -> Result<f64> {
+        let (start, length) = bytes_of(env.raw(), bytes.raw())?;
+        if !self.table.charge(length as u64) {
+            return Ok(-1.0);
+        }
+        let reference = hold(env.raw(), bytes.raw())?;
+        // SAFETY: the reference keeps the bytes until `unpin`, which JavaScript calls only in answer to
+        // UNPIN, when no poll uses them any more. Whoever detaches them before breaks the API's promise.
+        let pin = unsafe { self.pins.insert(start, length) };
+        lock(&self.pinned).insert(pin, Pinned { reference, bytes: length as u64 });
+        Ok(f64::from(pin))
+    }
+
+    /// Drops what `pin` holds.
+    #[napi(catch_unwind)]
+    pub fn unpin(&self, env: Env, pin: u32) -> Result<()> {
+        let pinned = lock(&self.pinned).remove(&pin).ok_or_else(|| unknown("pin", pin))?;
+        self.pins.remove(pin);
+        self.table.discharge(pinned.bytes);
+        let_go(env.raw(), pinned.reference)
+    }
+
+    /// The host name in an address that a resolver has to turn into a literal first.
+    #[napi(catch_unwind)]
+    pub fn host_to_resolve(&self, network: String, address: String) -> Either3<String, Null, AddressFailure> {
+        match netpoll::host_to_resolve(&network, &address) {
+            Ok(Some(host)) => Either3::A(host),
+            Ok(None) => Either3::B(Null),
+            Err(error) => Either3::C(AddressFailure { reason: error.to_string() }),
+        }
+    }
+
+    /// Binds and listens.
+    #[napi(catch_unwind)]
+    pub fn listen(&self, network: String, address: String, settings: ListenSettings) -> ListenOutcome {
+        listen_outcome(self.manager.listen(&network, &address, &settings.options()))
+    }
+
+    /// Accepts from a listener on behalf of an event loop; all listeners of one loop count together.
+    #[napi(catch_unwind)]
+    pub fn serve(&self, listener: u32, options: ServeOptions) -> Result<()> {
+        let server = lock(&self.servers).entry(options.server).or_insert_with(|| Arc::new(options.server())).clone();
+        if self.manager.serve(listener, &server) {
+            Ok(())
+        } else {
+            Err(unknown("listener", listener))
+        }
+    }
+
+    /// Refuses new connections at once.
+    #[napi(catch_unwind)]
+    pub fn close_listener(&self, listener: u32) {
+        self.manager.close_listener(listener);
+    }
+
+    /// Both ends of the connection in a slot.
+    #[napi(catch_unwind)]
+    pub fn addresses(&self, poll: u32, slot: u32) -> Result<Addresses> {
+        let border = self.borders.get(poll as usize).ok_or_else(|| unknown("poll", poll))?;
+        let [remote, local] = border.addresses(slot).ok_or_else(|| unknown("slot", slot))?;
+        Ok(Addresses { remote: EndpointShape::decode(remote), local: EndpointShape::decode(local) })
+    }
+
+    /// Counters of the polls, the blocks and the pins.
+    #[napi(catch_unwind)]
+    pub fn stats(&self) -> EnvironmentStats {
+        EnvironmentStats {
+            polls: self.manager.stats().into_iter().map(Into::into).collect(),
+            blocks_out: self.table.blocks_out() as f64,
+            bytes_out: self.table.bytes_out() as f64,
+            chunk_bytes: self.table.chunk_bytes() as f64,
+            max_memory: self.table.max_memory() as f64,
+            pins: lock(&self.pinned).len() as f64,
+        }
+    }
+
+    /// Of process 'exit': no hook runs then, so the polls are stopped here.
+    #[napi(catch_unwind)]
+    pub fn exit(&self) {
+        self.manager.stop(EXIT_PATIENCE);
+    }
+
+    /// For tests: makes the thread of a poll panic.
+    #[napi(catch_unwind)]
+    pub fn crash(&self, poll: u32) {
+        self.manager.crash(poll as usize);
+    }
+}
+
+fn borders(env: &Env, options: &Object<'_>) -> Result<Vec<Border>> {
+    let polls = field::<Array<'_>>(options, "polls")?;
+    let (entries, slots) = (field::<u32>(options, "ringEntries")?, field::<u32>(options, "slots")?);
+    let border = |index| {
+        let words = polls.get::<Unknown<'_>>(index)?.ok_or_else(|| unknown("poll", index))?;
+        let invalid = || Error::new(Status::InvalidArg, "the memory of a poll does not have the size of its parts");
+        Border::new(words_of(env.raw(), words.raw())?, entries, slots).ok_or_else(invalid)
+    };
+    (0..polls.len()).map(border).collect()
+}
+
+fn field<'a, T: FromNapiValue>(options: &Object<'a>, name: &str) -> Result<T> {
+    let missing = || Error::new(Status::InvalidArg, format!("options.{name} is missing"));
+    options.get::<T>(name)?.ok_or_else(missing)
+}
+
+fn word(words: &'static [AtomicU32], index: usize) -> Result<&'static AtomicU32> {
+    words.get(index).ok_or_else(|| Error::new(Status::InvalidArg, "options.control is too short"))
+}
+
+fn memory_limit(asked: f64) -> u64 {
+    if asked > 0.0 {
+        asked as u64
+    } else {
+        netpoll::memory_limit() / SHARE_OF_MEMORY
+    }
+}
+
+fn system_error(error: std::io::Error) -> Error {
+    Error::new(Status::GenericFailure, error.to_string())
+}
+
+fn unknown(what: &str, number: u32) -> Error {
+    Error::new(Status::InvalidArg, format!("there is no {what} {number}"))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

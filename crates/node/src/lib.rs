@@ -1,0 +1,20 @@
+//! The Node binding of netpoll: one [`environment::Environment`] per Node environment, the threadsafe
+//! function that is its doorbell, and the mapping of chunks. No networking and no policy: those are in the
+//! core and in TypeScript.
+
+mod doorbell;
+mod environment;
+mod shapes;
+mod shared_memory;
+mod status;
+
+use napi_derive::napi;
+
+/// Slots that a poll's tables need: no process can have more descriptors than its limit, and a slot more
+/// would only cost memory.
+#[napi(catch_unwind)]
+pub fn slot_limit() -> u32 {
+    const LEAST: u64 = 1024;
+    const MOST: u64 = 1 << 20;
+    netpoll::descriptor_limit().clamp(LEAST, MOST) as u32
+}

@@ -1,0 +1,87 @@
+//! Memory on both sides: typed arrays that native code writes, chunks that JavaScript reads, and Buffers
+//! that the kernel is sent from.
+
+use std::ffi::c_void;
+use std::ptr;
+use std::sync::atomic::AtomicU32;
+use std::sync::Arc;
+
+use napi::{sys, Error, Result, Status};
+use netpoll::Chunk;
+
+use crate::status::check;
+
+/// The bytes of a typed array.
+pub(crate) fn bytes_of(env: sys::napi_env, array: sys::napi_value) -> Result<(*mut u8, usize)> {
+    let mut kind = 0;
+    let mut length = 0;
+    let mut data = ptr::null_mut();
+    // SAFETY: env and array are those of the running call; the out-pointers are valid for it, and null
+    // says that buffer and offset are not wanted.
+    let status = unsafe {
+        let (buffer, offset) = (ptr::null_mut(), ptr::null_mut());
+        sys::napi_get_typedarray_info(env, array, &mut kind, &mut length, &mut data, buffer, offset)
+    };
+    check(status, "napi_get_typedarray_info")?;
+    let size = match kind {
+        sys::TypedarrayType::int32_array => 4,
+        sys::TypedarrayType::uint8_array => 1,
+        _ => return Err(Error::new(Status::InvalidArg, "an Int32Array or a Uint8Array is needed")),
+    };
+    Ok((data.cast(), length * size))
+}
+
+/// The words of an Int32Array over a SharedArrayBuffer, held for as long as the environment lives.
+pub(crate) fn words_of(env: sys::napi_env, array: sys::napi_value) -> Result<&'static [AtomicU32]> {
+    let (data, bytes) = bytes_of(env, array)?;
+    if !data.cast::<AtomicU32>().is_aligned() {
+        return Err(Error::new(Status::InvalidArg, "the words must be aligned"));
+    }
+    // Never deleted: Node drops it with the environment, after the cleanup hook has joined the polls.
+    hold(env, array)?;
+    // SAFETY: the strong reference keeps the memory until the environment ends, a SharedArrayBuffer cannot
+    // be detached, and every user of the words is gone before that (see `Environment`). JavaScript
+    // uses them as 32-bit words too, so all accesses are atomic or ordered by atomic ones.
+    Ok(unsafe { std::slice::from_raw_parts(data.cast(), bytes / 4) })
+}
+
+/// Keeps a value alive until `let_go`.
+pub(crate) fn hold(env: sys::napi_env, value: sys::napi_value) -> Result<sys::napi_ref> {
+    let mut reference = ptr::null_mut();
+    // SAFETY: env and value are those of the running call.
+    let status = unsafe { sys::napi_create_reference(env, value, 1, &mut reference) };
+    check(status, "napi_create_reference")?;
+    Ok(reference)
+}
+
+pub(crate) fn let_go(env: sys::napi_env, reference: sys::napi_ref) -> Result<()> {
+    // SAFETY: the reference was made by `hold` in this environment and is deleted once: its owner has
+    // taken it out of its table.
+    check(unsafe { sys::napi_delete_reference(env, reference) }, "napi_delete_reference")
+}
+
+/// A new ArrayBuffer over the memory of the chunk. It holds a reference to the chunk until it is collected.
+pub(crate) fn map(env: sys::napi_env, chunk: Arc<Chunk>) -> Result<sys::napi_value> {
+    let (data, length) = (chunk.as_ptr().cast(), chunk.len());
+    let hint = Arc::into_raw(chunk).cast_mut();
+    let mut buffer = ptr::null_mut();
+    // SAFETY: the memory stays mapped as long as the Arc in `hint` is held, and `unmap` drops it exactly
+    // when nobody can reach the ArrayBuffer any more.
+    let status = unsafe {
+        sys::napi_create_external_arraybuffer(env, data, length, Some(unmap), hint.cast(), &mut buffer)
+    };
+    if status != sys::Status::napi_ok {
+        // SAFETY: without an ArrayBuffer nobody will call `unmap`; the Arc is still ours.
+        drop(unsafe { Arc::from_raw(hint) });
+    }
+    if status == sys::Status::napi_no_external_buffers_allowed {
+        return Err(Error::new(Status::GenericFailure, "this runtime does not allow ArrayBuffers over native memory"));
+    }
+    check(status, "napi_create_external_arraybuffer")?;
+    Ok(buffer)
+}
+
+unsafe extern "C" fn unmap(_env: sys::napi_env, _data: *mut c_void, hint: *mut c_void) {
+    // SAFETY: Node calls this once for each ArrayBuffer, with the Arc that `map` left there.
+    drop(unsafe { Arc::from_raw(hint.cast::<Chunk>()) });
+}
