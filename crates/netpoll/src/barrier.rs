@@ -29,18 +29,6 @@ impl Barrier {
         &self.iovecs[..self.count]
     }
 
-    /// How many pieces there are.
-    #[inline]
-    pub fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Whether there are none.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     /// Forgets all pieces.
     #[inline]
     pub fn clear(&mut self) {
@@ -64,6 +52,6 @@ mod tests {
         assert_eq!((0..40).filter(|_| barrier.push(IoVec::EMPTY)).count(), BARRIER_LEN);
         assert_eq!(barrier.as_slice().len(), BARRIER_LEN);
         barrier.clear();
-        assert!(barrier.is_empty() && barrier.as_slice().is_empty());
+        assert!(barrier.as_slice().is_empty());
     }
 }

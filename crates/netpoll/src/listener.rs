@@ -80,7 +80,7 @@ impl Listener {
         }
         let mut outcome = Err(io::Error::from(io::ErrorKind::AddrNotAvailable));
         for candidate in &candidates {
-            outcome = open(candidate, options);
+            outcome = open(candidate, options.ipv6_only || network == "tcp6", options);
             match &outcome {
                 // Without IPv6 in the kernel the next candidate is the IPv4 wildcard.
                 Err(error) if is_unsupported(error) => continue,
@@ -135,7 +135,7 @@ impl Listener {
     }
 }
 
-fn open(address: &SockAddr, options: &ListenOptions) -> io::Result<Socket> {
+fn open(address: &SockAddr, ipv6_only: bool, options: &ListenOptions) -> io::Result<Socket> {
     let domain = Domain::from(i32::from(address.family()));
     let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
     if domain != Domain::UNIX {
@@ -145,7 +145,7 @@ fn open(address: &SockAddr, options: &ListenOptions) -> io::Result<Socket> {
         socket.set_reuse_port(options.reuse_port)?;
     }
     if domain == Domain::IPV6 {
-        socket.set_only_v6(options.ipv6_only)?;
+        socket.set_only_v6(ipv6_only)?;
     }
     options.recv_buffer.map_or(Ok(()), |size| socket.set_recv_buffer_size(size))?;
     options.send_buffer.map_or(Ok(()), |size| socket.set_send_buffer_size(size))?;

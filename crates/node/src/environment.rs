@@ -140,8 +140,11 @@ impl Environment {
     /// Drops what `pin` holds.
     #[napi(catch_unwind)]
     pub fn unpin(&self, env: Env, pin: u32) -> Result<()> {
+        // Refused while a poll still sends from it: the reference stays.
+        if !self.pins.remove(pin) {
+            return Err(unknown("released pin", pin));
+        }
         let pinned = lock(&self.pinned).remove(&pin).ok_or_else(|| unknown("pin", pin))?;
-        self.pins.remove(pin);
         self.table.discharge(pinned.bytes);
         let_go(env.raw(), pinned.reference)
     }

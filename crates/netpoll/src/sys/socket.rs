@@ -31,18 +31,6 @@ impl IoVec {
     pub unsafe fn new(start: *mut u8, len: usize) -> IoVec {
         IoVec(libc::iovec { iov_base: start.cast(), iov_len: len })
     }
-
-    /// Length in bytes.
-    #[inline]
-    pub fn len(&self) -> usize {
-        self.0.iov_len
-    }
-
-    /// Whether there is nothing to fill or to send.
-    #[inline]
-    pub fn is_empty(&self) -> bool {
-        self.0.iov_len == 0
-    }
 }
 
 /// Takes one connection from the queue of a listener, with the address of its peer. The new descriptor
@@ -57,14 +45,6 @@ pub fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, SockAddr)> {
     };
     // SAFETY: after a success accept4 has written an address and its length.
     unsafe { SockAddr::try_init(accept) }
-}
-
-/// Receives into one piece of memory. 0 means that the peer has finished sending.
-#[inline]
-pub fn recv(fd: BorrowedFd<'_>, into: IoVec) -> io::Result<usize> {
-    // SAFETY: the maker of the IoVec keeps its memory.
-    let received = unsafe { syscall!(recv(fd.as_raw_fd(), into.0.iov_base, into.0.iov_len, 0)) }?;
-    Ok(received as usize)
 }
 
 /// Receives into one piece of memory after the other. 0 means that the peer has finished sending.
@@ -125,6 +105,13 @@ pub fn set_user_timeout(fd: BorrowedFd<'_>, ms: u32) -> io::Result<()> {
     SockRef::from(&fd).set_tcp_user_timeout(Some(Duration::from_millis(ms.into())))
 }
 
+#[inline]
+fn recv(fd: BorrowedFd<'_>, into: IoVec) -> io::Result<usize> {
+    // SAFETY: the maker of the IoVec keeps its memory.
+    let received = unsafe { syscall!(recv(fd.as_raw_fd(), into.0.iov_base, into.0.iov_len, 0)) }?;
+    Ok(received as usize)
+}
+
 fn is_tcp(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(SockRef::from(&fd).protocol()? == Some(socket2::Protocol::TCP))
 }
@@ -142,6 +129,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (client, listener.accept().unwrap().0)
+    }
+
+    impl IoVec {
+        /// What a test of those who fill a barrier looks at.
+        pub(crate) fn parts(&self) -> (*const u8, usize) {
+            (self.0.iov_base.cast(), self.0.iov_len)
+        }
     }
 
     fn iovec(bytes: &mut [u8]) -> IoVec {

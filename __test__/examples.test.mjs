@@ -1,0 +1,138 @@
+// The examples as their readers run them: programs of their own, spoken to over sockets.
+
+import { spawn } from 'node:child_process'
+import { createHash, randomBytes } from 'node:crypto'
+import { once } from 'node:events'
+import { connect } from 'node:net'
+import { buffer, text } from 'node:stream/consumers'
+import test from 'ava'
+
+const project = new URL('..', import.meta.url).pathname
+
+test('echo gives every byte back, also those sent just before the end', async (t) => {
+  const echo = await serve(t, 'echo.mjs')
+  const sent = randomBytes(8 * 1024 * 1024)
+  const socket = connect(echo.port, '127.0.0.1')
+  socket.end(sent)
+  t.is(hash(await buffer(socket)), hash(sent))
+})
+
+for (const signal of ['SIGINT', 'SIGTERM']) {
+  test(`echo ends with code 0 on ${signal}, also with a client connected`, async (t) => {
+    const echo = await serve(t, 'echo.mjs')
+    const socket = connect(echo.port, '127.0.0.1')
+    socket.write('here')
+    await once(socket, 'data')
+    echo.child.kill(signal)
+    t.deepEqual(await once(echo.child, 'exit'), [0, null])
+  })
+}
+
+test('echo says when its port is in use', async (t) => {
+  const first = await serve(t, 'echo.mjs')
+  const second = run(t, process.execPath, ['examples/echo.mjs', String(first.port)])
+  const [message, [code]] = await Promise.all([text(second.stderr), once(second, 'exit')])
+  t.is(message, `echo: port ${first.port} is in use; choose another one: PORT=8081 npm start\n`)
+  t.is(code, 1)
+})
+
+test('echo shows its rates on a terminal, and none elsewhere', async (t) => {
+  const rates = /\d+ connections, \d+ requests\/s, \d+\.\d MB\/s/
+  const terminal = run(t, 'script', ['-qec', `${process.execPath} examples/echo.mjs 0`, '/dev/null'], 'pipe')
+  await printed(terminal, rates)
+  terminal.stdin.write('\x03') // Ctrl-C, as a terminal has it
+  t.deepEqual(await once(terminal, 'exit'), [0, null])
+
+  const piped = await serve(t, 'echo.mjs')
+  piped.child.kill('SIGINT')
+  t.notRegex(await text(piped.child.stdout), rates)
+})
+
+test('the RPC client gets its answers in order, and the error of an unknown method', async (t) => {
+  const { port } = await serve(t, 'rpc.mjs')
+  const client = run(t, process.execPath, ['examples/rpc-client.mjs', String(port)])
+  t.is(await text(client.stdout), '3\nhello\nerror: no method divide\n')
+})
+
+test('the RPC server finds frames however they are cut', async (t) => {
+  const { port } = await serve(t, 'rpc.mjs')
+  const frames = Buffer.concat([
+    frame({ method: 'echo', params: ['ä'] }),
+    frame({ method: 'add', params: [2, 3] }),
+  ])
+  const socket = connect({ port, host: '127.0.0.1', noDelay: true })
+  for (const byte of frames) {
+    socket.write(Buffer.of(byte))
+    await new Promise(setImmediate)
+  }
+  socket.end()
+  t.deepEqual(await buffer(socket), Buffer.concat([frame({ result: 'ä' }), frame({ result: 5 })]))
+})
+
+test('the RPC server hangs up on a frame that is too long, and serves on', async (t) => {
+  const { port } = await serve(t, 'rpc.mjs')
+  const rude = connect(port, '127.0.0.1').on('error', () => {})
+  rude.write(Buffer.of(0xff, 0xff, 0xff, 0xff))
+  await once(rude, 'close')
+  const socket = connect(port, '127.0.0.1')
+  socket.end(frame({ method: 'add', params: [1, 1] }))
+  t.deepEqual(await buffer(socket), frame({ result: 2 }))
+})
+
+test('the relay joins two clients of a room, both ways, until both have ended', async (t) => {
+  const { port } = await serve(t, 'proxy.mjs')
+  const [left, right] = [randomBytes(4 * 1024 * 1024), randomBytes(4 * 1024 * 1024)]
+  const first = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
+  const second = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
+  for (const socket of [first, second]) socket.write('room\n')
+  first.end(left)
+  t.is(hash(await untilEnd(second)), hash(left), 'the end of one side reaches the other')
+  second.end(right) // which can still answer
+  t.is(hash(await buffer(first)), hash(right))
+})
+
+function frame(body) {
+  const bytes = Buffer.from(JSON.stringify(body))
+  const head = Buffer.alloc(4)
+  head.writeUInt32BE(bytes.length)
+  return Buffer.concat([head, bytes])
+}
+
+/** All that comes before the peer's end. Unlike a consumer of streams it leaves the socket open for writing. */
+async function untilEnd(socket) {
+  const chunks = []
+  socket.on('data', (chunk) => chunks.push(chunk))
+  await once(socket, 'end')
+  return Buffer.concat(chunks)
+}
+
+function hash(bytes) {
+  return createHash('sha256').update(bytes).digest('hex')
+}
+
+/** Starts an example on a free port, and waits until it says which. */
+async function serve(t, example) {
+  const child = run(t, process.execPath, [`examples/${example}`, '0'])
+  const [, port] = await printed(child, /127\.0\.0\.1:(\d+)/)
+  return { child, port: Number(port) }
+}
+
+function run(t, command, args, stdin = 'ignore') {
+  const child = spawn(command, args, { cwd: project, stdio: [stdin, 'pipe', 'pipe'] })
+  t.teardown(() => child.kill('SIGKILL'))
+  return child
+}
+
+/** Waits for a piece of output; rejects with all there was when the program ends without it. */
+function printed({ stdout, stderr }, pattern) {
+  return new Promise((resolve, reject) => {
+    let output = ''
+    const read = (chunk) => {
+      output += chunk
+      const match = pattern.exec(output)
+      if (match) resolve(match)
+    }
+    stdout.on('data', read).on('end', () => reject(new Error(`printed only: ${output}`)))
+    stderr.on('data', read)
+  })
+}

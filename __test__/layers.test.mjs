@@ -1,0 +1,85 @@
+// The layer rules of docs/architecture.md, read from the sources themselves.
+
+import { readFileSync, readdirSync, statSync } from 'node:fs'
+import { join } from 'node:path'
+import test from 'ava'
+
+const project = new URL('..', import.meta.url).pathname
+const testModule = /^#\[cfg\((?:all\()?test\b.*\]\n(?:#\[.*\]\n)*mod \w+ \{[^]*/m
+
+const core = sources('crates/netpoll/src', '.rs')
+const binding = sources('crates/node/src', '.rs')
+const typescript = sources('ts', '.ts')
+
+test('in the core only sys touches libc', (t) => {
+  t.deepEqual(
+    using(core, /\blibc\b/).filter((path) => !path.startsWith('crates/netpoll/src/sys/')),
+    [],
+  )
+  t.not(using(core, /\blibc\b/).length, 0, 'sys itself does')
+})
+
+test('the core knows nothing of Node', (t) => {
+  t.deepEqual(using(core, /\bnapi(?:_\w+)?\b/), [])
+  t.notRegex(read('crates/netpoll/Cargo.toml'), /napi/)
+})
+
+test('in the core only those who wait read a clock, all others are told the time', (t) => {
+  const waiting = ['crates/netpoll/src/poll_manager.rs', 'crates/netpoll/src/thread_driver.rs']
+  t.deepEqual(using(core, /\bInstant::now\b|\bSystemTime\b/).toSorted(), waiting)
+})
+
+test('the binding holds no networking', (t) => {
+  t.deepEqual(using(binding, /\b(?:libc|mio|socket2)\b|\bstd::net\b|\bstd::os::unix::net\b/), [])
+  t.notRegex(read('crates/node/Cargo.toml'), /^(?:libc|mio|socket2)\b/m)
+})
+
+test('the TypeScript layer has neither sockets nor timers of its own', (t) => {
+  t.deepEqual(using(typescript, /['"](?:node:)?(?:net|dgram|tls|timers(?:\/promises)?)['"]/), [])
+  t.deepEqual(using(typescript, /\bset(?:Timeout|Interval)\(/), [])
+})
+
+test('the TypeScript layer stays under 1,500 lines', (t) => {
+  const lines = typescript
+    .map(({ text }) => text.split('\n').length - 1)
+    .reduce((sum, count) => sum + count, 0)
+  t.true(lines > 0 && lines < 1500, `${lines} lines`)
+})
+
+test('no source file is longer than 500 lines, tests not counted', (t) => {
+  const long = [...core, ...binding, ...typescript].filter(({ text }) => text.split('\n').length > 501)
+  t.deepEqual(
+    long.map(({ path }) => path),
+    [],
+  )
+})
+
+test('docs/architecture.md names every file with unsafe code, and no other', (t) => {
+  const section = /^## Where is unsafe code\?$(.*?)(?=^## )/ms.exec(read('docs/architecture.md'))[1]
+  const named = [...section.matchAll(/^\| `(\S+\.rs)` \|/gm)].map((match) => match[1])
+  t.deepEqual(
+    named.toSorted(),
+    using([...core, ...binding, ...sources('crates/load/src', '.rs')], /\bunsafe\b/).toSorted(),
+  )
+})
+
+/** The sources under a folder, without comments and without the tests at the end of a Rust file. */
+function sources(folder, extension) {
+  return readdirSync(join(project, folder), { recursive: true })
+    .map((name) => join(folder, name))
+    .filter((path) => path.endsWith(extension) && !/(?:^|\/)tests?(?:\.rs|\/)/.test(path))
+    .filter((path) => statSync(join(project, path)).isFile())
+    .map((path) => ({ path, text: read(path).replace(testModule, '') }))
+}
+
+function using(files, pattern) {
+  return files.filter(({ text }) => pattern.test(withoutComments(text))).map(({ path }) => path)
+}
+
+function withoutComments(text) {
+  return text.replace(/\/\*.*?\*\//gs, '').replace(/^\s*\/\/.*$/gm, '')
+}
+
+function read(path) {
+  return readFileSync(join(project, path), 'utf8')
+}

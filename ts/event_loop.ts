@@ -1,0 +1,288 @@
+import {
+  abortSignal,
+  boolean,
+  callback,
+  checkOptions,
+  integer,
+  invalidType,
+  MAX_SIZE,
+  milliseconds,
+} from './arguments.js'
+import { Connection } from './connection.js'
+import { environment, type Server } from './environment.js'
+import { NetpollError } from './errors.js'
+import type { Limits, OnConnect, OnDisconnect, OnRequest, Owner } from './handlers.js'
+import { Listener } from './listener.js'
+import type { ServeOptions } from './native.js'
+import type { Poll } from './poll.js'
+
+/** Sizes in bytes (up to 2^31-1), times in milliseconds (0 = none, the default). */
+export interface EventLoopOptions<Ctx> {
+  /**
+   * Called before anything is delivered; what it returns is the connection's context. It may set timeouts and add
+   * close callbacks; close() rejects the connection.
+   */
+  onPrepare?: (connection: Connection<Ctx>) => Ctx
+  /** May read and write; requests wait for it. */
+  onConnect?: OnConnect<Ctx>
+  onDisconnect?: OnDisconnect<Ctx>
+  /** A handler threw or rejected; its connection is closed. Without it the error is uncaught. */
+  onError?: (error: unknown, connection: Connection<Ctx>) => void
+  /** Bounds each wait of a Reader, and the time in which bytes that a handler has left see no progress. */
+  readTimeout?: number
+  /** Bounds the time in which pending output makes no progress; then the connection is reset. */
+  writeTimeout?: number
+  /** Closes a connection that has neither traffic, a pending handler nor pending output. */
+  idleTimeout?: number
+  /** The peer's FIN does not end the connection; end() or close() does. Default: false. */
+  allowHalfOpen?: boolean
+  /** Unread bytes at which reading stops. A wait or a handler that needs more raises it. Default: 1 MiB. */
+  readHighWaterMark?: number
+  /** The longest message that can be waited for. Default: 64 MiB. */
+  maxReadBytes?: number
+  /** Pending output above which flush() is false and no request runs. Default: 1 MiB. */
+  writeHighWaterMark?: number
+  /** Pending output above which the connection fails. Default: 64 MiB. */
+  maxPendingBytes?: number
+  /** One too many is accepted and closed at once. Default: no limit. */
+  maxConnections?: number
+  /** Its abort is shutdown({ timeout: 0 }). */
+  signal?: AbortSignal
+}
+
+export interface ShutdownOptions {
+  /** Milliseconds after which the rest is cut. Default: never. */
+  timeout?: number
+}
+
+const size = integer(1, MAX_SIZE)
+
+const OPTIONS = {
+  onPrepare: callback,
+  onConnect: callback,
+  onDisconnect: callback,
+  onError: callback,
+  readTimeout: milliseconds,
+  writeTimeout: milliseconds,
+  idleTimeout: milliseconds,
+  allowHalfOpen: boolean,
+  readHighWaterMark: size,
+  maxReadBytes: size,
+  writeHighWaterMark: size,
+  maxPendingBytes: size,
+  maxConnections: size,
+  signal: abortSignal,
+}
+
+const SHUTDOWN_OPTIONS = { timeout: milliseconds }
+
+const MIB = 1 << 20
+
+/** Serves listeners: calls the handlers of their connections. */
+export class EventLoop<Ctx = unknown> implements Server, Owner {
+  /** @internal */
+  readonly limits: Limits
+  /** @internal */
+  readonly onPrepare: ((connection: Connection) => unknown) | undefined
+  /** @internal */
+  readonly onConnect: OnConnect<unknown> | undefined
+  /** @internal */
+  readonly onDisconnect: OnDisconnect<unknown> | undefined
+  /** @internal */
+  readonly onError: ((error: unknown, connection: Connection) => void) | undefined
+  /** @internal */
+  stopping = false
+  private readonly number = ++loops
+  private readonly maxConnections: number
+  private readonly signal: AbortSignal | undefined
+  private readonly abort = () => void this.shutdown({ timeout: 0 }).catch(() => undefined)
+  private readonly listeners = new Set<Listener>()
+  /** Connections with an open descriptor, and those whose callbacks have not all been called. */
+  private open = 0
+  private unfinished = 0
+  private refed = true
+  private outcome: Promise<void> | null = null
+  private settle: ((error: NetpollError | null) => void) | null = null
+  private timeout: NodeJS.Timeout | undefined
+  /** The timeout has passed, with this result. */
+  private late: NetpollError | null | undefined
+
+  /** @internal */
+  constructor(
+    private readonly onRequest: OnRequest<Ctx> | undefined,
+    options: EventLoopOptions<Ctx>,
+  ) {
+    const maxReadBytes = options.maxReadBytes ?? 64 * MIB
+    this.limits = {
+      readTimeout: options.readTimeout ?? 0,
+      writeTimeout: options.writeTimeout ?? 0,
+      idleTimeout: options.idleTimeout ?? 0,
+      allowHalfOpen: options.allowHalfOpen ?? false,
+      readHighWaterMark: Math.min(options.readHighWaterMark ?? MIB, maxReadBytes),
+      maxReadBytes,
+      writeHighWaterMark: options.writeHighWaterMark ?? MIB,
+      maxPendingBytes: options.maxPendingBytes ?? 64 * MIB,
+    }
+    this.maxConnections = options.maxConnections ?? 0
+    this.onPrepare = options.onPrepare as Owner['onPrepare']
+    this.onConnect = options.onConnect as Owner['onConnect']
+    this.onDisconnect = options.onDisconnect as Owner['onDisconnect']
+    this.onError = options.onError as Owner['onError']
+    this.signal = options.signal
+    if (this.signal?.aborted) this.abort()
+    else this.signal?.addEventListener('abort', this.abort)
+  }
+
+  /** Connections that are open. */
+  get connections(): number {
+    return this.open
+  }
+
+  /**
+   * Accepts what connects to `listener`, of which there may be several. Resolves when it was closed or the loop was
+   * shut down; rejects when it has failed, or with ERR_NETPOLL_INVALID_STATE when it is served or closed already, or
+   * the loop is shut down.
+   */
+  serve(listener: Listener): Promise<void> {
+    if (!(listener instanceof Listener)) throw invalidType('listener', 'a Listener', listener)
+    if (this.signal?.aborted) {
+      listener.close()
+      return Promise.resolve()
+    }
+    if (this.stopping) return Promise.reject(invalidState('The event loop is shut down'))
+    return new Promise((resolve, reject) => {
+      const served = listener.serve(this.serveOptions(), (error) => {
+        this.listenerEnded(listener)
+        if (error === null) resolve()
+        else reject(error)
+      })
+      if (!served) return reject(invalidState('The listener is served or closed already'))
+      environment().servers.set(this.number, this)
+      if (this.listeners.size === 0 && this.refed) environment().hold()
+      this.listeners.add(listener)
+    })
+  }
+
+  /**
+   * Stops accepting, closes idle connections, and the others when their handler has ended and their output is sent.
+   * Past the timeout the rest is cut, and it rejects with ERR_NETPOLL_SHUTDOWN_TIMEOUT. A second call shares the
+   * first one's outcome.
+   */
+  shutdown(options?: ShutdownOptions): Promise<void> {
+    checkOptions(options, SHUTDOWN_OPTIONS)
+    if (this.outcome !== null) return this.outcome
+    this.stopping = true
+    this.signal?.removeEventListener('abort', this.abort)
+    this.outcome = new Promise((resolve, reject) => {
+      this.settle = (error) => (error === null ? resolve() : reject(error))
+    })
+    for (const listener of this.listeners) listener.close()
+    this.forEach((connection) => connection.stop())
+    if (options?.timeout !== undefined) this.timeout = setTimeout(() => this.cut(), options.timeout)
+    this.checkStopped()
+    return this.outcome
+  }
+
+  /** Keeps the process alive while it serves a listener, as it does at first. */
+  ref(): this {
+    if (!this.refed && this.listeners.size !== 0) environment().hold()
+    this.refed = true
+    return this
+  }
+
+  unref(): this {
+    if (this.refed && this.listeners.size !== 0) environment().release()
+    this.refed = false
+    return this
+  }
+
+  /** shutdown() without a timeout. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.shutdown()
+  }
+
+  // ---- of the environment and the connections
+
+  /** @internal */
+  accept(poll: Poll, slot: number, generation: number): void {
+    this.open++
+    this.unfinished++
+    new Connection<Ctx>(this, poll, slot, generation, this.onRequest).prepare()
+  }
+
+  /** @internal */
+  connectionClosed(): void {
+    this.open--
+    if (this.stopping) this.checkStopped()
+  }
+
+  /** @internal */
+  connectionFinished(): void {
+    this.unfinished--
+    if (this.stopping) this.checkStopped()
+  }
+
+  private listenerEnded(listener: Listener): void {
+    this.listeners.delete(listener)
+    if (this.listeners.size !== 0) return
+    environment().servers.delete(this.number)
+    if (this.refed) environment().release()
+    if (this.stopping) this.checkStopped()
+  }
+
+  private cut(): void {
+    // A handler whose connection has ended can only be waited for.
+    let cut = this.unfinished > this.open
+    this.forEach((connection) => {
+      if (connection.cut()) cut = true
+    })
+    this.late = cut ? new NetpollError('ERR_NETPOLL_SHUTDOWN_TIMEOUT') : null
+    this.checkStopped()
+  }
+
+  private checkStopped(): void {
+    const left = this.late === undefined ? this.unfinished : this.open
+    if (this.listeners.size !== 0 || left !== 0) return
+    clearTimeout(this.timeout)
+    this.settle!(this.late ?? null)
+  }
+
+  private forEach(call: (connection: Connection) => void): void {
+    if (this.open === 0) return
+    for (const poll of environment().polls) {
+      for (const connection of poll.connections) if (connection?.loop === this) call(connection)
+    }
+  }
+
+  private serveOptions(): ServeOptions {
+    const { writeTimeout, idleTimeout, readHighWaterMark } = this.limits
+    return {
+      server: this.number,
+      writeTimeout,
+      idleTimeout,
+      readHighWaterMark,
+      maxConnections: this.maxConnections,
+      announceAccept: this.onPrepare !== undefined || this.onConnect !== undefined,
+    }
+  }
+}
+
+/** Numbers of the loops of this environment, from 1 on. */
+let loops = 0
+
+/**
+ * A loop that calls `onRequest` with each connection that has news; undefined where onConnect does all. Throws Node's
+ * argument errors for what the options may not be.
+ */
+export function createEventLoop<Ctx = undefined>(
+  onRequest: OnRequest<Ctx> | undefined,
+  options?: EventLoopOptions<Ctx>,
+): EventLoop<Ctx> {
+  checkOptions(options, OPTIONS)
+  if (onRequest !== undefined || options?.onConnect === undefined) callback(onRequest, 'onRequest')
+  return new EventLoop(onRequest, options ?? {})
+}
+
+function invalidState(message: string): NetpollError {
+  return new NetpollError('ERR_NETPOLL_INVALID_STATE', message)
+}

@@ -1,0 +1,17 @@
+/** cloudwego/netpoll for Node: see README.md. */
+export { configure, type Configuration } from './configuration.js'
+export type { Connection } from './connection.js'
+export { NetpollError, type ErrorCode } from './errors.js'
+export { createEventLoop, type EventLoop, type EventLoopOptions, type ShutdownOptions } from './event_loop.js'
+export type { OnConnect, OnDisconnect, OnRequest } from './handlers.js'
+export {
+  createListener,
+  listen,
+  type AddressInfo,
+  type Listener,
+  type ListenerOptions,
+  type Network,
+} from './listener.js'
+export type { Delimiter, Reader, WaitOptions } from './reader.js'
+export { stats, type PollStatistics, type Statistics } from './statistics.js'
+export type { Writer } from './writer.js'

@@ -1,0 +1,236 @@
+import { abortSignal, checkInteger, checkOptions } from './arguments.js'
+import { NetpollError } from './errors.js'
+import type { Lifecycle } from './lifecycle.js'
+import { foreignBlock } from './memory.js'
+import { Reader, type Delimiter, type WaitOptions } from './reader.js'
+import { Submission, Timer } from './record.js'
+import { Segment } from './segment.js'
+
+/** Unread bytes up to this many move to a block of the connection, so that the poll's shared one can go back. */
+const OWN_BLOCK = 4096
+
+/** A pending waitRead() (of `size` bytes) or waitUntil() (of `delimiter`). */
+class Wait {
+  constructor(
+    readonly size: number,
+    readonly delimiter: Delimiter | null,
+    readonly resolve: (size: number) => void,
+    readonly reject: (reason: unknown) => void,
+    readonly signal: AbortSignal | undefined,
+    readonly abort: () => void,
+  ) {}
+}
+
+/** The Reader of a connection: what the poll delivers, the waits, and the credit that lets the poll read on. */
+export class Input extends Reader {
+  /** The peer has finished sending. */
+  finished: boolean
+  readTimeout: number
+  wait: Wait | null = null
+  /** The poll stops reading while delivered - credited >= mark. */
+  private mark: number
+  /** `consumed` as the poll knows it. */
+  private credited = 0
+  /** `consumed` at the end of the last handler. */
+  private consumedBefore = 0
+  /** Of the last read timer; a timer that comes with another one is stale. */
+  private sequence = 0
+  /** The read timer runs for the bytes that a handler has left, and was armed when `consumed` was `stalledAt`. */
+  private stalled = false
+  private stalledAt = 0
+
+  constructor(private readonly connection: Lifecycle) {
+    super(connection.poll.environment.memory)
+    this.finished = connection.hasEnded()
+    this.readTimeout = connection.loop.limits.readTimeout
+    this.mark = connection.loop.limits.readHighWaterMark
+  }
+
+  override get ended(): boolean {
+    return this.finished
+  }
+
+  override waitRead(n: number, options?: WaitOptions): Promise<void> {
+    checkInteger(n, 'n', 0, this.connection.loop.limits.maxReadBytes)
+    checkOptions(options, WAIT_OPTIONS)
+    if (this.refusal === '' && n <= this.unread) return Promise.resolve()
+    return this.begin(n, null, options?.signal) as Promise<unknown> as Promise<void>
+  }
+
+  override waitUntil(delimiter: Delimiter, options?: WaitOptions): Promise<number> {
+    checkOptions(options, WAIT_OPTIONS)
+    const end = this.refusal === '' ? this.find(delimiter) : -1
+    return end >= 0 ? Promise.resolve(end) : this.begin(0, delimiter, options?.signal)
+  }
+
+  override release(): void {
+    if (this.refusal !== '') throw new NetpollError(this.refusal)
+    this.endViews()
+    this.credit()
+    this.connection.inputConsumed()
+  }
+
+  /** Bytes ever delivered, modulo 2^32. */
+  get received(): number {
+    return (this.consumed + this.unread) | 0
+  }
+
+  /** A DATA record: the range is lent. */
+  push(chunk: number, offset: number, length: number): void {
+    const { memory, tail } = this
+    const block = memory.block(chunk, offset)
+    block.lent++
+    if (tail === null) {
+      block.refs++
+      this.head = this.tail = Segment.take(block, offset, offset + length)
+    } else if (tail.end === offset && tail.block === block) {
+      tail.end += length
+    } else if (length <= tail.limit - tail.end) {
+      block.bytes.copy(tail.block!.bytes, tail.end, offset, offset + length)
+      tail.end += length
+      if (block.refs === 0) memory.giveBack(block)
+    } else {
+      block.refs++
+      this.tail = tail.next = Segment.take(block, offset, offset + length)
+    }
+    this.unread += length
+  }
+
+  /** After news: a wait that is satisfied, or never can be, ends. */
+  progress(): void {
+    const { wait } = this
+    if (wait === null) return
+    const end =
+      wait.delimiter === null ? (wait.size <= this.unread ? wait.size : -1) : this.find(wait.delimiter)
+    if (end >= 0) this.endWait().resolve(end)
+    else if (this.finished) this.rejectWait(this.connection.failure())
+    else if (wait.delimiter !== null && this.unread >= this.mark) this.widen()
+  }
+
+  rejectWait(reason: unknown): void {
+    if (this.wait !== null) this.endWait().reject(reason)
+  }
+
+  /** The end of a handler; true when something has been consumed since the last one. */
+  handlerEnded(): boolean {
+    const consumed = this.consumed !== this.consumedBefore
+    this.consumedBefore = this.consumed
+    this.endViews()
+    if (this.unread !== 0) this.compact()
+    const { readHighWaterMark } = this.connection.loop.limits
+    if (this.unread >= this.mark && !consumed) this.widen()
+    else if (this.mark > readHighWaterMark && this.unread < readHighWaterMark) this.grant(readHighWaterMark)
+    else this.credit()
+    if (this.unread === 0 || this.readTimeout === 0) this.stalled = false
+    else if (!this.stalled || this.stalledAt !== this.consumed) {
+      this.stalled = true
+      this.stalledAt = this.consumed
+      this.armTimer()
+    }
+    return consumed
+  }
+
+  /** A read timer has fired; true when it ends the connection. */
+  timedOut(sequence: number, busy: boolean): boolean {
+    if (sequence !== this.sequence) return false
+    if (this.wait !== null) {
+      this.rejectWait(new NetpollError('ERR_NETPOLL_READ_TIMEOUT'))
+      return false
+    }
+    const { stalled } = this
+    // A handler that runs may still consume; its end arms the timer again.
+    this.stalled = false
+    return stalled && !busy && this.stalledAt === this.consumed
+  }
+
+  /** The connection is gone: what is unread stays readable, but no block stays out for it. */
+  rescue(): void {
+    if (this.unread === 0) return
+    const size = this.unread
+    const block = foreignBlock(Buffer.allocUnsafeSlow(size))
+    this.copyTo(block.bytes, size)
+    block.refs++
+    this.replace(Segment.take(block, 0, size), size)
+  }
+
+  private begin(size: number, delimiter: Delimiter | null, signal: AbortSignal | undefined): Promise<number> {
+    if (signal?.aborted) return Promise.reject(signal.reason as Error)
+    if (this.wait !== null) {
+      return Promise.reject(
+        new NetpollError('ERR_NETPOLL_INVALID_STATE', 'Another wait of this Reader is pending'),
+      )
+    }
+    if (this.refusal !== '' || this.finished) {
+      this.connection.inputConsumed()
+      return Promise.reject(this.connection.failure())
+    }
+    const promise = new Promise<number>((resolve, reject) => {
+      const abort = () => this.rejectWait(signal!.reason)
+      this.wait = new Wait(size, delimiter, resolve, reject, signal, abort)
+      signal?.addEventListener('abort', abort)
+    })
+    if (this.unread !== 0 && !this.viewed) this.compact()
+    this.letRead(size)
+    if (this.wait !== null && this.readTimeout !== 0) {
+      this.stalled = false
+      this.armTimer()
+    }
+    return promise
+  }
+
+  private endWait(): Wait {
+    const wait = this.wait!
+    this.wait = null
+    wait.signal?.removeEventListener('abort', wait.abort)
+    return wait
+  }
+
+  /** Sees to it that the poll reads on until a wait of `size` bytes (0 = unknown) can be satisfied. */
+  private letRead(size: number): void {
+    const mark = Math.max(size, this.connection.loop.limits.readHighWaterMark)
+    const uncredited = (this.consumed - this.credited) | 0
+    if (size !== 0) {
+      if (mark !== this.mark || uncredited + size > mark) this.grant(mark)
+    } else if (this.unread >= this.mark) this.widen()
+    else if (uncredited + this.unread >= this.mark) this.grant(this.mark)
+  }
+
+  /** Lets the poll read twice as far for a message that is longer than the mark. */
+  private widen(): void {
+    const { maxReadBytes } = this.connection.loop.limits
+    if (this.mark >= maxReadBytes) this.connection.failed('ERR_NETPOLL_INPUT_LIMIT')
+    else this.grant(Math.min(this.mark * 2, maxReadBytes))
+  }
+
+  private credit(): void {
+    const uncredited = (this.consumed - this.credited) | 0
+    if (uncredited >= this.mark >>> 2 || (uncredited > 0 && uncredited + this.unread >= this.mark))
+      this.grant(this.mark)
+  }
+
+  private grant(mark: number): void {
+    this.connection.put(Submission.INPUT, (this.consumed - this.credited) | 0, mark, 0)
+    this.credited = this.consumed
+    this.mark = mark
+  }
+
+  private armTimer(): void {
+    this.sequence = (this.sequence + 1) | 0
+    this.connection.put(Submission.TIMER, Timer.READ, this.readTimeout, this.sequence)
+  }
+
+  /** Moves a few unread bytes to a block of the connection. */
+  private compact(): void {
+    const size = this.unread
+    if (size > OWN_BLOCK || (this.head === this.tail && this.head!.limit !== 0)) return
+    const block = this.memory.alloc(OWN_BLOCK)
+    if (block === null) return
+    const own = Segment.take(block, block.start, block.start + size)
+    own.limit = block.start + OWN_BLOCK
+    block.refs++
+    this.copyTo(block.bytes.subarray(block.start, block.start + size), size)
+    this.replace(own, size)
+  }
+}
+
+const WAIT_OPTIONS = { signal: abortSignal }

@@ -1,0 +1,474 @@
+import { AsyncResource } from 'node:async_hooks'
+import type { Connection } from './connection.js'
+import { isConnectionEnd, NetpollError, systemError, type ErrorCode } from './errors.js'
+import type { OnClose, OnConnect, OnDisconnect, OnRequest, Owner } from './handlers.js'
+import { Input } from './input.js'
+import type { Addresses } from './native.js'
+import { Output } from './output.js'
+import type { Poll } from './poll.js'
+import { Cause, Flag, Status, Submission, Timer } from './record.js'
+import { State } from './state.js'
+
+/** What few connections have, or only near their end. */
+class Extras {
+  addresses: Addresses | null = null
+  closeCallbacks: OnClose[] | null = null
+  onConnect: OnConnect<unknown> | undefined = undefined
+  onDisconnect: OnDisconnect<unknown> | undefined = undefined
+  closed: Promise<void> | null = null
+  resolveClosed: (() => void) | null = null
+  /** What becomes of a handler's promise. */
+  fulfilled: ((value: unknown) => void) | null = null
+  rejected: ((error: unknown) => void) | null = null
+}
+
+/**
+ * What a connection goes through between the poll's records and the handlers:
+ *
+ * ```
+ * ACCEPT: onPrepare -> [ready list] -> onConnect -> onRequest ... -> CLOSED: onDisconnect -> close callbacks
+ * ```
+ *
+ * The records only mark what is new; run() calls the handlers, when all records of a batch have been applied.
+ */
+export class Lifecycle<Ctx = unknown> {
+  /** Unique in this Node environment. */
+  readonly id: number
+  /** What onPrepare or onConnect has returned. */
+  context: Ctx
+  /** @internal */
+  state = 0
+  /** @internal */
+  onRequest: OnRequest<Ctx> | undefined
+  /** @internal Made at first use, as all that is null at first. */
+  input: Input | null = null
+  /** @internal */
+  output: Output | null = null
+  private scope: AsyncResource | null = null
+  private extras: Extras | null = null
+  /** @internal */
+  idleTimeout: number
+  private idleSequence = 0
+  /** Why it has ended: a code of the library, or an errno. */
+  private ending: ErrorCode | '' = ''
+  private errno = 0
+  /** @internal Of a closed connection; before that the status table knows. */
+  finalRead = 0
+  /** @internal */
+  finalSent = 0
+
+  /** @internal */
+  constructor(
+    /** @internal */
+    readonly loop: Owner,
+    /** @internal */
+    readonly poll: Poll,
+    /** @internal */
+    readonly slot: number,
+    private readonly generation: number,
+    onRequest: OnRequest<Ctx> | undefined,
+  ) {
+    this.id = poll.environment.nextId()
+    this.context = undefined as Ctx
+    this.onRequest = onRequest
+    this.idleTimeout = loop.limits.idleTimeout
+  }
+
+  // ---- records of the poll
+
+  /** @internal ACCEPT */
+  prepare(): void {
+    this.poll.environment.hold()
+    this.poll.connections[this.slot] = this.self
+    this.enqueue()
+    if (this.loop.onPrepare === undefined) return
+    try {
+      this.inScope(callPrepare)
+    } catch (error) {
+      this.handlerFailed(error, false)
+    }
+    if ((this.state & State.CLOSING) !== 0) this.state |= State.REJECTED
+  }
+
+  /** @internal DATA */
+  delivered(chunk: number, offset: number, length: number): void {
+    if ((this.state & State.CLOSING) !== 0) return this.poll.environment.memory.refuse(chunk, offset)
+    ;(this.input ?? this.makeInput()).push(chunk, offset, length)
+    this.state |= State.NEWS
+    this.enqueue()
+  }
+
+  /** @internal EOF */
+  peerEnded(): void {
+    // A FIN counts as news once: for bytes that a handler has left.
+    if ((this.state & State.PEER_ENDED) === 0) this.state |= State.PEER_ENDED | State.NEWS
+    if (this.input !== null) this.input.finished = true
+    this.enqueue()
+  }
+
+  /** @internal CLOSED */
+  closedWith(cause: number): void {
+    if (cause < 0) {
+      const code = cause === Cause.WRITE_TIMEOUT ? 'ERR_NETPOLL_WRITE_TIMEOUT' : 'ERR_NETPOLL_OUTPUT_LIMIT'
+      if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, code)
+      // Also of output that was to go out before the end of a close().
+      else this.ending = code
+    }
+    this.errno = Math.max(cause, 0)
+    this.finalRead = this.poll.count(this.slot, Status.READ)
+    this.finalSent = this.poll.count(this.slot, Status.SENT)
+    this.peerEnded()
+    this.state |= State.CLOSED
+    this.poll.connections[this.slot] = null
+    if (this.output !== null) this.output.end()
+    if ((this.state & State.UNREFED) === 0) this.poll.environment.release()
+    this.loop.connectionClosed()
+  }
+
+  /** @internal The poll itself is gone. */
+  lost(code: ErrorCode): void {
+    if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, code)
+    this.closedWith(0)
+  }
+
+  /** @internal DRAINED */
+  drained(): void {
+    if (this.output!.drained((this.poll.flags(this.slot) & Flag.WRITE_ENDED) !== 0)) this.enqueue()
+  }
+
+  /** @internal TIMEOUT */
+  timedOut(which: number, sequence: number): void {
+    if ((this.state & State.CLOSING) !== 0) return
+    if (which === Timer.READ) {
+      const held = this.isHeld() || (this.state & State.BUSY) !== 0
+      if (this.input!.timedOut(sequence, held)) this.failed('ERR_NETPOLL_READ_TIMEOUT')
+    } else if (sequence === this.idleSequence) this.idledOut()
+  }
+
+  // ---- handlers
+
+  /** @internal Calls what is due. */
+  run(): void {
+    this.state &= ~State.QUEUED
+    if (this.input !== null) this.input.progress()
+    this.proceed()
+  }
+
+  /** @internal Of the owner, which stops: closes the connection now, or after what it has to do. */
+  stop(): void {
+    if ((this.state & (State.BUSY | State.QUEUED)) === 0) this.rest()
+  }
+
+  /** @internal What the Reader has let go may have been all that the peer's FIN was waiting for. */
+  inputConsumed(): void {
+    if ((this.state & State.PEER_ENDED) !== 0) this.enqueue()
+  }
+
+  /** @internal */
+  enqueue(): void {
+    if ((this.state & (State.QUEUED | State.FINISHED)) !== 0) return
+    this.state |= State.QUEUED
+    this.poll.environment.enqueue(this.self)
+  }
+
+  private proceed(): void {
+    while ((this.state & (State.BUSY | State.FINISHED)) === 0) {
+      if ((this.state & State.CONNECTED) === 0) this.connect()
+      else if (this.requestIsDue()) {
+        this.state &= ~State.NEWS
+        this.start(callRequest)
+      } else return this.rest()
+    }
+    // A handler may be pending for long; the slot is not kept for it.
+    if ((this.state & (State.CLOSED | State.ACKNOWLEDGED)) === State.CLOSED) {
+      this.addresses()
+      this.acknowledge()
+    }
+  }
+
+  private connect(): void {
+    this.state |= State.CONNECTED
+    const onConnect = this.extras?.onConnect ?? this.loop.onConnect
+    if (onConnect === undefined || (this.state & State.REJECTED) !== 0) return
+    this.extra().onConnect = onConnect
+    this.state |= State.CONNECTING
+    this.start(callConnect)
+  }
+
+  private requestIsDue(): boolean {
+    return (
+      (this.state & (State.NEWS | State.CLOSING)) === State.NEWS &&
+      this.input !== null &&
+      this.input.unread !== 0 &&
+      this.onRequest !== undefined &&
+      !this.isHeld()
+    )
+  }
+
+  /** No request may run: paused, or the last flush() was false and has not drained. */
+  private isHeld(): boolean {
+    return (this.state & State.PAUSED) !== 0 || (this.output !== null && this.output.blocked)
+  }
+
+  /** Nothing is due and no handler runs. */
+  private rest(): void {
+    if ((this.state & State.CLOSED) !== 0) return this.finish()
+    if ((this.state & State.CLOSING) !== 0) return
+    if (this.loop.stopping) return this.shut(Submission.CLOSE, 'ERR_NETPOLL_CONN_CLOSED')
+    if ((this.state & State.PEER_ENDED) === 0 || !this.inputIsSpent()) return
+    if (this.onRequest !== undefined && this.input !== null) this.input.clear()
+    if (this.loop.limits.allowHalfOpen || (this.state & (State.ENDED | State.ANSWERED)) !== 0) return
+    this.put(Submission.END, 0, 0, 0)
+    this.state |= State.ANSWERED
+  }
+
+  /** After the peer's FIN: nobody will want what is unread. */
+  private inputIsSpent(): boolean {
+    const { input } = this
+    if (input === null) return true
+    if (this.onRequest !== undefined) return (this.state & State.NEWS) === 0 || input.unread === 0
+    return input.unread === 0 && input.wait === null && (this.state & State.ITERATING) === 0
+  }
+
+  /** Calls onConnect or onRequest. */
+  private start(step: Step): void {
+    this.state |= State.BUSY
+    let result: unknown
+    let pending = false
+    try {
+      result = this.inScope(step)
+      pending = result !== undefined && isThenable(result)
+    } catch (error) {
+      return this.handlerFailed(error, false)
+    }
+    if (!pending) return this.handlerEnded(result)
+    const extras = this.extra()
+    extras.fulfilled ??= (value) => {
+      this.handlerEnded(value)
+      this.proceed()
+    }
+    extras.rejected ??= (error) => {
+      this.handlerFailed(error, true)
+      this.proceed()
+    }
+    void Promise.resolve(result).then(extras.fulfilled, extras.rejected)
+  }
+
+  private handlerEnded(value: unknown): void {
+    const { state, input } = this
+    this.state &= ~(State.BUSY | State.CONNECTING | State.IDLE_DUE)
+    if ((state & State.CONNECTING) !== 0 && value !== undefined) this.context = value as Ctx
+    if ((state & State.IDLE_DUE) !== 0) this.armIdle()
+    if (input === null) return
+    if ((state & State.CLOSING) !== 0) input.endViews()
+    else if (input.handlerEnded() && input.unread !== 0) this.state |= State.NEWS
+  }
+
+  private handlerFailed(error: unknown, rejected: boolean): void {
+    this.state &= ~(State.BUSY | State.CONNECTING)
+    const ended = !this.isActive()
+    if ((this.state & State.CLOSING) === 0) this.shut(Submission.CLOSE, 'ERR_NETPOLL_CONN_CLOSED')
+    else if (this.input !== null) this.input.endViews()
+    this.report(error, rejected, ended)
+  }
+
+  /** To onError, or else where the process sees it, unless a peer could bring that about. */
+  private report(error: unknown, rejected: boolean, ended: boolean): void {
+    const { onError } = this.loop
+    if (onError !== undefined) {
+      try {
+        this.scope!.runInAsyncScope(onError, undefined, error, this.self)
+      } catch (thrown) {
+        throwLater(thrown)
+      }
+    } else if (!isConnectionEnd(error, ended)) {
+      if (rejected) leaveRejected(error)
+      else throwLater(error)
+    }
+  }
+
+  private finish(): void {
+    this.state |= State.FINISHED
+    const { extras, input } = this
+    const onDisconnect = extras?.onDisconnect ?? this.loop.onDisconnect
+    if (onDisconnect !== undefined && (this.state & State.REJECTED) === 0) {
+      this.notify(() => onDisconnect(this.self, this.context))
+    }
+    const callbacks = extras?.closeCallbacks
+    if (callbacks) while (callbacks.length !== 0) this.notify(() => callbacks.pop()!(this.self))
+    if (input !== null) {
+      if (this.onRequest === undefined) input.rescue()
+      else input.clear()
+    }
+    if ((this.state & State.ACKNOWLEDGED) === 0) this.acknowledge()
+    extras?.resolveClosed?.()
+    this.loop.connectionFinished()
+  }
+
+  private notify(callback: () => unknown): void {
+    try {
+      const result = this.inScope(callback)
+      if (isThenable(result)) void result.then(undefined, (error) => this.report(error, true, true))
+    } catch (error) {
+      this.report(error, false, true)
+    }
+  }
+
+  private inScope(step: Step): unknown {
+    const scope = (this.scope ??= new AsyncResource('NETPOLL'))
+    return scope.runInAsyncScope(step, this.self)
+  }
+
+  // ---- the end
+
+  /** @internal Our own end, or a limit's. What the kernel has not taken yet still goes out, except for RESET. */
+  shut(kind: Submission.CLOSE | Submission.RESET, code: ErrorCode): void {
+    this.put(kind, 0, 0, 0)
+    this.state |= State.CLOSING | (kind === Submission.RESET ? State.RESET : 0)
+    this.ending = code
+    if (this.output !== null) this.output.refuse(code)
+    const { input } = this
+    if (input === null) return
+    input.refuse(code)
+    // The views of a handler that still runs stay what they are until it ends.
+    if ((this.state & State.BUSY) === 0) input.endViews()
+    input.rejectWait(this.failure())
+  }
+
+  /** @internal A limit was passed. */
+  failed(code: ErrorCode): void {
+    if ((this.state & (State.CLOSING | State.CLOSED)) !== 0) return
+    this.shut(code === 'ERR_NETPOLL_OUTPUT_LIMIT' ? Submission.RESET : Submission.CLOSE, code)
+  }
+
+  /** @internal Past the shutdown's timeout; true when that cuts something. */
+  cut(): boolean {
+    const pending = this.output !== null && this.output.pending !== 0
+    if ((this.state & State.BUSY) === 0 && !pending) return false
+    if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, 'ERR_NETPOLL_CONN_CLOSED')
+    else this.put(Submission.RESET, 0, 0, 0)
+    return true
+  }
+
+  /** @internal Why waits, flushed() and methods fail. */
+  failure(): NetpollError {
+    if (this.ending !== '') return new NetpollError(this.ending)
+    if (this.errno !== 0) return systemError(this.errno, 'read')
+    return new NetpollError('ERR_NETPOLL_EOF')
+  }
+
+  /** @internal Throws after our own close or a limit. */
+  refuse(): void {
+    if ((this.state & State.CLOSING) !== 0) throw new NetpollError(this.ending as ErrorCode)
+  }
+
+  /** @internal The peer has finished sending, and all of it has been delivered. */
+  hasEnded(): boolean {
+    return (this.state & State.PEER_ENDED) !== 0
+  }
+
+  /** @internal What is flushed can no longer reach the peer. */
+  dropsOutput(): boolean {
+    if ((this.state & (State.CLOSED | State.ANSWERED)) !== 0) return true
+    return (this.poll.flags(this.slot) & Flag.WRITE_ENDED) !== 0
+  }
+
+  /** Neither FIN, RST nor a close has been seen. It is true also in the midst of a handler, and needs no read. */
+  isActive(): boolean {
+    const gone = State.PEER_ENDED | State.ENDED | State.CLOSING | State.CLOSED
+    return (this.state & gone) === 0 && this.poll.flags(this.slot) === 0
+  }
+
+  // ---- parts and records
+
+  /** @internal */
+  makeInput(): Input {
+    const input = (this.input = new Input(this.self))
+    if ((this.state & State.CLOSING) !== 0) input.refuse(this.ending as ErrorCode)
+    return input
+  }
+
+  /** @internal */
+  makeOutput(): Output {
+    const output = (this.output = new Output(this.self))
+    if ((this.state & State.CLOSING) !== 0) output.refuse(this.ending as ErrorCode)
+    else if ((this.state & State.ENDED) !== 0) output.refuse('ERR_NETPOLL_CONN_CLOSED')
+    return output
+  }
+
+  /** @internal */
+  extra(): Extras {
+    return (this.extras ??= new Extras())
+  }
+
+  /** @internal null when they were not asked for in time. */
+  addresses(): Addresses | null {
+    const known = this.extras?.addresses
+    if (known || (this.state & State.ACKNOWLEDGED) !== 0 || this.poll.dead) return known ?? null
+    return (this.extra().addresses = this.poll.environment.native.addresses(this.poll.index, this.slot))
+  }
+
+  /** @internal Low 32 bits of the bytes that the kernel has taken. */
+  sent(): number {
+    return (this.state & State.CLOSED) !== 0 ? this.finalSent | 0 : this.poll.low(this.slot, Status.SENT)
+  }
+
+  /** @internal */
+  put(kind: Submission, a: number, b: number, c: number): void {
+    if ((this.state & State.CLOSED) === 0) this.poll.put(kind, this.slot, this.generation, a, b, c)
+  }
+
+  /** @internal */
+  armIdle(): void {
+    this.idleSequence = (this.idleSequence + 1) | 0
+    this.put(Submission.TIMER, Timer.IDLE, this.idleTimeout, this.idleSequence)
+  }
+
+  private idledOut(): void {
+    const undelivered =
+      this.poll.low(this.slot, Status.READ) !== (this.input === null ? 0 : this.input.received)
+    const pending = this.output !== null && this.output.pending !== 0
+    if ((this.state & State.BUSY) !== 0) this.state |= State.IDLE_DUE
+    else if (undelivered || pending) this.armIdle()
+    else this.failed('ERR_NETPOLL_IDLE_TIMEOUT')
+  }
+
+  private acknowledge(): void {
+    this.state |= State.ACKNOWLEDGED
+    this.poll.put(Submission.ACK, this.slot, this.generation, 0, 0, 0)
+  }
+
+  private get self(): Connection {
+    return this as unknown as Connection
+  }
+}
+
+type Step = (this: Connection) => unknown
+
+function callPrepare(this: Connection): void {
+  this.context = this.loop.onPrepare!(this)
+}
+
+function callConnect(this: Connection): unknown {
+  return this.extra().onConnect!(this, this.context)
+}
+
+function callRequest(this: Connection): unknown {
+  return this.onRequest!(this, this.context)
+}
+
+function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
+}
+
+/** As an uncaught error, after the batch. */
+function throwLater(error: unknown): void {
+  process.nextTick(() => {
+    throw error
+  })
+}
+
+/** As an unhandledRejection. */
+function leaveRejected(error: unknown): void {
+  void Promise.reject(error)
+}

@@ -1,0 +1,187 @@
+import type { NativeEnvironment } from './native.js'
+import type { Poll } from './poll.js'
+import { Submission } from './record.js'
+
+/** Buffer with the methods that do not go through its argument checks. */
+export interface Bytes extends Buffer {
+  latin1Slice(start: number, end: number): string
+  utf8Slice(start: number, end: number): string
+  latin1Write(text: string, at: number, length: number): number
+  utf8Write(text: string, at: number, length: number): number
+}
+
+/** The class of Buffers, whose constructor makes a view without Buffer's argument checks: half the time. */
+const View = (Buffer as unknown as Record<symbol, unknown>)[Symbol.species] as new (
+  memory: ArrayBufferLike,
+  offset: number,
+  length: number,
+) => Buffer
+
+/** The largest block that native code gives out; what has to be longer is a Buffer of our own. */
+export const MAX_BLOCK = 1 << 20
+
+const OUTPUT_BLOCK = 64 << 10
+
+/** 4 MiB of native memory, mapped twice: users get views of the one mapping and may detach it, never the other. */
+class Chunk {
+  readonly bytes: Bytes
+  readonly blocks: (Block | null)[]
+  readonly shift: number
+  private shared: ArrayBuffer
+
+  constructor(
+    private readonly memory: Memory,
+    readonly id: number,
+  ) {
+    this.shift = memory.native.chunkShift(id)
+    this.bytes = Buffer.from(memory.native.mapChunk(id)) as Bytes
+    this.shared = memory.mapPublic(this)
+    this.blocks = new Array<Block | null>(this.bytes.length >>> this.shift).fill(null)
+  }
+
+  newBlock(index: number): Block {
+    const start = index << this.shift
+    return new Block(this, this.bytes, start, start + (1 << this.shift))
+  }
+
+  view(start: number, end: number): Buffer {
+    if (this.shared.byteLength === 0) this.shared = this.memory.mapPublic(this)
+    return new View(this.shared, start, end - start)
+  }
+}
+
+/**
+ * JavaScript's side of a native block, or (without a chunk) a Buffer that native code knows nothing of.
+ * `refs` counts the segments on it; when the last is gone, all that was `lent` goes back with one record.
+ */
+export class Block {
+  refs = 0
+  lent = 0
+
+  constructor(
+    readonly chunk: Chunk | null,
+    readonly bytes: Bytes,
+    /** Where it begins and ends in `bytes`. */
+    readonly start: number,
+    readonly end: number,
+  ) {}
+
+  /** A view for users. */
+  view(start: number, end: number): Buffer {
+    return this.chunk === null ? this.bytes.subarray(start, end) : this.chunk.view(start, end)
+  }
+}
+
+/** The blocks that native code has lent to this environment, and its current output block. */
+export class Memory {
+  /** The block all Writers fill, from `at` on. */
+  output: Block
+  at = 0
+  private end = 0
+  private readonly chunks: Chunk[] = []
+  private readonly publics = new WeakMap<ArrayBufferLike, Chunk>()
+  private readonly pins = new Map<number, Uint8Array>()
+
+  constructor(
+    readonly native: NativeEnvironment,
+    /** The poll that is told of what comes back. */
+    private readonly home: Poll,
+    /** Views are copies that release() detaches. */
+    readonly debug: boolean,
+  ) {
+    this.output = foreignBlock(Buffer.alloc(0))
+    this.output.refs = 1
+  }
+
+  block(chunkId: number, offset: number): Block {
+    const chunk = this.chunks[chunkId] ?? (this.chunks[chunkId] = new Chunk(this, chunkId))
+    const index = offset >>> chunk.shift
+    return chunk.blocks[index] ?? (chunk.blocks[index] = chunk.newBlock(index))
+  }
+
+  drop(block: Block): void {
+    if (--block.refs === 0) this.giveBack(block)
+  }
+
+  /** Gives back what a DATA record has lent and nobody wants. */
+  refuse(chunkId: number, offset: number): void {
+    const block = this.block(chunkId, offset)
+    block.lent++
+    if (block.refs === 0) this.giveBack(block)
+  }
+
+  /** Of a block without references. */
+  giveBack(block: Block): void {
+    if (block.chunk === null) return
+    this.home.put(Submission.DONE, block.chunk.id, block.start, block.lent, 0, 0)
+    block.lent = 0
+  }
+
+  /** A block of at least `size` bytes without references yet; null at maxMemory. */
+  alloc(size: number): Block | null {
+    if (size > MAX_BLOCK) return foreignBlock(Buffer.allocUnsafeSlow(size))
+    const place = this.native.alloc(size)
+    if (place < 0) return null
+    const block = this.block(Math.floor(place / 2 ** 32), place % 2 ** 32)
+    block.lent++
+    return block
+  }
+
+  /** Makes `size` bytes free from `at` on in the output block; false at maxMemory. */
+  reserve(size: number): boolean {
+    return size <= this.end - this.at || this.renew(size)
+  }
+
+  /** Bytes left in the output block. */
+  get room(): number {
+    return this.end - this.at
+  }
+
+  /** The block from which `bytes` can be sent without a copy, so that a segment may refer to it; or null. */
+  blockOf(bytes: Uint8Array): Block | null {
+    const { buffer, byteOffset, byteLength } = bytes
+    const chunk = this.publics.get(buffer)
+    if (chunk === undefined) {
+      const fixed = buffer instanceof ArrayBuffer && !(buffer as { resizable?: boolean }).resizable
+      // In debug mode release() detaches what a user may have taken from a Reader.
+      return fixed && !this.debug ? foreignBlock(Buffer.from(buffer, byteOffset, byteLength)) : null
+    }
+    const block = chunk.blocks[byteOffset >>> chunk.shift]
+    // A stale view's block has no references any more; a user can make a view across blocks; and the output
+    // block may take back what a Writer has not kept.
+    if (!block || block.refs === 0 || block === this.output) return null
+    return byteOffset + byteLength <= block.end ? block : null
+  }
+
+  pin(bytes: Uint8Array): number {
+    const pin = this.native.pin(bytes)
+    if (pin >= 0) this.pins.set(pin, bytes)
+    return pin
+  }
+
+  unpin(pin: number): void {
+    if (this.pins.delete(pin)) this.native.unpin(pin)
+  }
+
+  mapPublic(chunk: Chunk): ArrayBuffer {
+    const shared = this.native.mapChunk(chunk.id)
+    this.publics.set(shared, chunk)
+    return shared
+  }
+
+  private renew(size: number): boolean {
+    const block = this.alloc(Math.max(OUTPUT_BLOCK, size))
+    if (block === null) return false
+    block.refs++
+    this.drop(this.output)
+    this.output = block
+    this.at = block.start
+    this.end = block.end
+    return true
+  }
+}
+
+/** The block of a Buffer; it needs no giving back. */
+export function foreignBlock(bytes: Buffer): Block {
+  return new Block(null, bytes as Bytes, 0, bytes.length)
+}

@@ -1,0 +1,138 @@
+/**
+ * The calls of the native binding. They serve what does not happen per request; everything that does goes
+ * through the rings of docs/border.md.
+ */
+
+export interface ListenOptions {
+  backlog?: number
+  reusePort?: boolean
+  ipv6Only?: boolean
+  noDelay?: boolean
+  keepAlive?: boolean
+  recvBuffer?: number
+  sendBuffer?: number
+  /** Remove a stale socket file at the path of a unix address before binding. */
+  unlink?: boolean
+}
+
+/** `family` is 4, 6 or 1 (unix); a unix address has its path, an abstract one '@name', in `address`. */
+export interface Endpoint {
+  family: number
+  address: string
+  port: number
+}
+
+export interface ListenSuccess extends Endpoint {
+  id: number
+  fd: number
+}
+
+/** A failed system call: `errno` is positive. `syscall` is 'listen' for bind and listen, as in net. */
+export interface SystemFailure {
+  errno: number
+  syscall: string
+}
+
+/** The address text is malformed, or names a host that only a resolver could know. */
+export interface AddressFailure {
+  reason: string
+}
+
+export interface ServeOptions {
+  /** Comes back as the first argument of ACCEPT. */
+  server: number
+  writeTimeout: number
+  idleTimeout: number
+  readHighWaterMark: number
+  /** 0 = no limit. One too many is accepted and closed at once, without a record. */
+  maxConnections: number
+  /** Ring the doorbell for an ACCEPT alone, not only together with the first DATA. */
+  announceAccept: boolean
+}
+
+/** Of a connection; a unix socket has family 1 and the path ('' when the peer has none) in `address`. */
+export interface Addresses {
+  remote: Endpoint
+  local: Endpoint
+}
+
+export interface PollStats {
+  connections: number
+  turns: number
+  wakeups: number
+  doorbells: number
+  reads: number
+  sends: number
+  accepts: number
+  /** DATA records, and so the size of batches: records / doorbells. */
+  records: number
+  staleRecords: number
+}
+
+export interface NativeStats {
+  polls: PollStats[]
+  /** Blocks handed out and not yet back, their bytes, and the bytes of all chunks. */
+  blocksOut: number
+  bytesOut: number
+  chunkBytes: number
+  maxMemory: number
+  pins: number
+}
+
+export interface EnvironmentOptions {
+  control: Int32Array
+  polls: Int32Array[]
+  ringEntries: number
+  slots: number
+  /** 0 = a quarter of the memory of the cgroup or the machine. */
+  maxMemory: number
+}
+
+export interface NativeEnvironment {
+  /** A new ArrayBuffer over the chunk's memory at each call. */
+  mapChunk(chunk: number): ArrayBuffer
+  chunkShift(chunk: number): number
+  /** chunk * 2**32 + offset of a block of at least `size` bytes (at most 1 MiB), lent once; -1 at maxMemory. */
+  alloc(size: number): number
+  wake(poll: number): void
+  /** Whether the environment keeps the process alive. It does not at first. */
+  ref(): void
+  unref(): void
+  /** Holds the memory for one SEND_PIN; -1 at maxMemory. `unpin` drops it in answer to UNPIN. */
+  pin(bytes: Uint8Array): number
+  unpin(pin: number): void
+  /** The host name that has to be resolved before listen() can take the address, or null. */
+  hostToResolve(network: string, address: string): string | null | AddressFailure
+  listen(
+    network: string,
+    address: string,
+    options: ListenOptions,
+  ): ListenSuccess | SystemFailure | AddressFailure
+  serve(listener: number, options: ServeOptions): void
+  closeListener(listener: number): void
+  addresses(poll: number, slot: number): Addresses
+  stats(): NativeStats
+  /** Of process 'exit': stops the polls and waits for them for at most 50 ms. */
+  exit(): void
+  /** For tests: makes the poll's thread panic. */
+  crash(poll: number): void
+}
+
+export interface NativeBinding {
+  Environment: new (options: EnvironmentOptions, doorbell: () => void) => NativeEnvironment
+  /** Slots that a poll's tables need: no process can have more descriptors. */
+  slotLimit(): number
+}
+
+/** Loads the binding, which napi's generated `native.js` finds for this platform. */
+export function loadBinding(): NativeBinding {
+  try {
+    return require('../native.js') as NativeBinding
+  } catch (error) {
+    throw new Error(
+      `netpoll has no native binding for ${process.platform}-${process.arch} here. It supports Linux on x64 and ` +
+        'arm64; in a clone of the repository, `npm run build` makes it.',
+      { cause: error },
+    )
+  }
+}

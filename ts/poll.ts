@@ -1,0 +1,182 @@
+import type { Connection } from './connection.js'
+import type { Environment } from './environment.js'
+import { Completion, Flag, Header, Size, Status, Submission } from './record.js'
+
+/** JavaScript's half of a poll: its two rings, its status table, and who has which of its slots. */
+export class Poll {
+  /** By slot. */
+  readonly connections: (Connection | null)[] = []
+  readonly words: Int32Array
+  /** Its thread has panicked, or the environment has ended: nothing comes from it and nothing goes to it. */
+  dead = false
+  /** SENDs since the poll was last rung. */
+  private sends = 0
+  private completionHead = 0
+  private submissionTail = 0
+  /** The tail as the poll may see it. */
+  private published = 0
+  /** As last read; the poll may have come further. */
+  private submissionHead = 0
+  /** Records that found no room, in order, RECORD words each. */
+  private backlog: number[] = []
+  private readonly mask: number
+  private readonly completions: number
+  private readonly submissions: number
+  private readonly statuses: number
+
+  constructor(
+    readonly environment: Environment,
+    readonly index: number,
+    private readonly ringEntries: number,
+    slots: number,
+  ) {
+    this.mask = ringEntries - 1
+    this.completions = Header.WORDS
+    this.submissions = this.completions + ringEntries * Size.RECORD
+    this.statuses = this.submissions + ringEntries * Size.RECORD
+    const words = this.statuses + slots * (Size.STATUS + Size.ADDRESS)
+    this.words = new Int32Array(new SharedArrayBuffer(words * 4))
+  }
+
+  // ---- from the poll
+
+  /** Applies up to `budget` records; true when there are more. */
+  take(budget: number): boolean {
+    const tail = Atomics.load(this.words, Header.COMPLETION_TAIL)
+    const here = (tail - this.completionHead) | 0
+    for (let left = Math.min(here, budget); left > 0; left--) {
+      const at = this.completions + (this.completionHead & this.mask) * Size.RECORD
+      this.completionHead = (this.completionHead + 1) | 0
+      this.apply(at)
+    }
+    if (here > 0) Atomics.store(this.words, Header.COMPLETION_HEAD, this.completionHead)
+    return here > budget
+  }
+
+  /** After a drain: what JavaScript has put goes to the poll, and a poll that waits for room is told of it. */
+  finish(): void {
+    this.publish()
+    if (Atomics.load(this.words, Header.COMPLETION_BACKLOGGED) !== 0) this.environment.native.wake(this.index)
+    if (!this.dead && Atomics.load(this.words, Header.DIED) !== 0) this.environment.pollDied(this)
+  }
+
+  /** The flags of a slot's status entry. */
+  flags(slot: number): number {
+    if (Atomics.load(this.words, Header.DIED) !== 0) return Flag.READ_ENDED | Flag.WRITE_ENDED | Flag.CLOSED
+    return Atomics.load(this.words, this.statuses + slot * Size.STATUS + Status.FLAGS)
+  }
+
+  /** The low 32 bits of a count of the status entry. */
+  low(slot: number, which: Status.READ | Status.SENT): number {
+    return Atomics.load(this.words, this.statuses + slot * Size.STATUS + which)
+  }
+
+  /** A 64-bit count of the status entry, exact up to 2^53. */
+  count(slot: number, which: Status.READ | Status.SENT): number {
+    const at = this.statuses + slot * Size.STATUS + which
+    for (;;) {
+      const high = Atomics.load(this.words, at + 1)
+      const low = Atomics.load(this.words, at) >>> 0
+      if (Atomics.load(this.words, at + 1) === high) return high * 2 ** 32 + low
+    }
+  }
+
+  // ---- to the poll
+
+  /** Puts a record; the poll sees it after the next publish(), which comes by itself. */
+  put(kind: Submission, w1: number, w2: number, w3: number, w4: number, w5: number): void {
+    if (this.dead) return
+    if (!this.environment.draining) this.environment.schedule()
+    if (this.backlog.length !== 0 || !this.hasRoom()) return this.defer(kind, w1, w2, w3, w4, w5)
+    const words = this.words
+    const at = this.submissions + (this.submissionTail & this.mask) * Size.RECORD
+    words[at] = kind
+    words[at + 1] = w1
+    words[at + 2] = w2
+    words[at + 3] = w3
+    words[at + 4] = w4
+    words[at + 5] = w5
+    this.submissionTail = (this.submissionTail + 1) | 0
+  }
+
+  /** After each flush: a poll that sleeps is not left waiting for the end of a long drain. */
+  sendPut(): void {
+    if (++this.sends >= this.environment.sendsPerRing && this.environment.draining) this.publish()
+  }
+
+  /** Shows the poll all that was put, and wakes it if it sleeps. */
+  publish(): void {
+    if (this.dead) return
+    if (this.backlog.length !== 0) this.moveBacklog()
+    if (this.published === this.submissionTail) return
+    this.sends = 0
+    this.published = this.submissionTail
+    // Partner: the poll sets SLEEPING, fences, and reads the tail once more before it waits.
+    Atomics.store(this.words, Header.SUBMISSION_TAIL, this.submissionTail)
+    if (Atomics.compareExchange(this.words, Header.SLEEPING, 1, 0) === 1)
+      this.environment.native.wake(this.index)
+  }
+
+  private hasRoom(): boolean {
+    if (((this.submissionTail - this.submissionHead) | 0) < this.ringEntries) return true
+    this.submissionHead = Atomics.load(this.words, Header.SUBMISSION_HEAD)
+    return ((this.submissionTail - this.submissionHead) | 0) < this.ringEntries
+  }
+
+  private defer(kind: Submission, w1: number, w2: number, w3: number, w4: number, w5: number): void {
+    const { backlog } = this
+    if (kind === Submission.SEND) {
+      // A SEND that goes on where the last record's range ends becomes part of it.
+      const last = backlog.length - Size.RECORD
+      const touches =
+        backlog[last] === Submission.SEND &&
+        backlog[last + 1] === w1 &&
+        backlog[last + 2] === w2 &&
+        backlog[last + 3] === w3 &&
+        backlog[last + 4]! + backlog[last + 5]! === w4
+      if (touches) {
+        backlog[last + 5]! += w5
+        return
+      }
+    }
+    backlog.push(kind, w1, w2, w3, w4, w5, 0, 0)
+    if (backlog.length === Size.RECORD) this.publish()
+  }
+
+  private moveBacklog(): void {
+    const { backlog, words } = this
+    // Partner: a poll that has drained and sees this word set rings the doorbell; so look at its head after it.
+    Atomics.store(words, Header.SUBMISSION_BACKLOGGED, 1)
+    let moved = 0
+    for (; moved < backlog.length && this.hasRoom(); moved += Size.RECORD) {
+      const at = this.submissions + (this.submissionTail & this.mask) * Size.RECORD
+      for (let word = 0; word < Size.RECORD; word++) words[at + word] = backlog[moved + word]!
+      this.submissionTail = (this.submissionTail + 1) | 0
+    }
+    this.backlog = moved === backlog.length ? [] : backlog.slice(moved)
+    if (this.backlog.length === 0) Atomics.store(words, Header.SUBMISSION_BACKLOGGED, 0)
+  }
+
+  private apply(at: number): void {
+    const { words } = this
+    const slot = words[at + 1]!
+    switch (words[at]) {
+      case Completion.ACCEPT:
+        return this.environment.accept(this, slot, words[at + 2]!, words[at + 3]!)
+      case Completion.DATA:
+        return this.connections[slot]!.delivered(words[at + 3]!, words[at + 4]!, words[at + 5]!)
+      case Completion.EOF:
+        return this.connections[slot]!.peerEnded()
+      case Completion.CLOSED:
+        return this.connections[slot]!.closedWith(words[at + 3]!)
+      case Completion.DRAINED:
+        return this.connections[slot]!.drained()
+      case Completion.TIMEOUT:
+        return this.connections[slot]!.timedOut(words[at + 3]!, words[at + 4]!)
+      case Completion.UNPIN:
+        return this.environment.memory.unpin(slot)
+      case Completion.LISTENER:
+        return this.environment.listenerClosed(slot, words[at + 3]!)
+    }
+  }
+}

@@ -1,0 +1,419 @@
+import { checkInteger, invalidType, MAX_SIZE, outOfRange } from './arguments.js'
+import { NetpollError, type ErrorCode } from './errors.js'
+import { foreignBlock, MAX_BLOCK, type Bytes, type Memory } from './memory.js'
+import { Segment } from './segment.js'
+
+/** A byte (0 to 255), a text (in UTF-8) or bytes, one at least. */
+export type Delimiter = number | string | Uint8Array
+
+export interface WaitOptions {
+  /** Its abort rejects the wait with the signal's reason. */
+  signal?: AbortSignal
+}
+
+/**
+ * A cursor over bytes that are here. Its methods are synchronous and throw ERR_NETPOLL_SHORT_READ, consuming
+ * nothing, when there are fewer bytes than they need; ERR_OUT_OF_RANGE or ERR_INVALID_ARG_TYPE for a bad size;
+ * ERR_NETPOLL_CONN_CLOSED after our own close() or reset().
+ *
+ * ```
+ * head                          tail
+ * [start..end) -> [start..end) -> [start..end)        unread, each a range of a block
+ * held -> ...                                         read, but views of them are out until release()
+ * ```
+ */
+export class Reader {
+  /** Bytes that can be read now. */
+  get length(): number {
+    return this.unread
+  }
+
+  /** Whether the peer has finished sending, and all it has sent has been delivered here (and may be unread). */
+  get ended(): boolean {
+    return true
+  }
+
+  /** @internal */
+  unread = 0
+  /** @internal Bytes ever consumed, modulo 2^32. */
+  consumed = 0
+  /** @internal Why every method throws; '' = it does not. */
+  refusal: ErrorCode | '' = ''
+  /** @internal */
+  head: Segment | null = null
+  /** @internal */
+  tail: Segment | null = null
+  /** @internal A view has been given out since the last release(). */
+  viewed = false
+  private held: Segment | null = null
+  /** Where near() has found its bytes. */
+  private at = 0
+  private delimiter: Delimiter | null = null
+  private needle: Buffer = EMPTY
+  /** Unread bytes in which the needle does not begin, as long as `consumed` is `scannedAt`. */
+  private scanned = 0
+  private scannedAt = 0
+  private copies: ArrayBuffer[] | null = null
+
+  /** @internal */
+  constructor(
+    /** @internal */
+    readonly memory: Memory,
+  ) {}
+
+  /** Takes the next `n` bytes: a view, valid until release(). */
+  next(n: number): Buffer {
+    this.need(n)
+    const view = this.view(n)
+    this.advance(n)
+    return view
+  }
+
+  /** The next `n` bytes as next() gives them, but they stay unread. */
+  peek(n: number): Buffer {
+    this.need(n)
+    return this.view(n)
+  }
+
+  /** Takes all up to and including `delimiter` as next() does; undefined when it is not here yet. */
+  until(delimiter: Delimiter): Buffer | undefined {
+    const end = this.find(delimiter)
+    return end < 0 ? undefined : this.next(end)
+  }
+
+  /** Consumes `n` bytes. */
+  skip(n: number): void {
+    this.need(n)
+    this.advance(n)
+  }
+
+  /** Takes `n` bytes as a string. */
+  readString(n: number, encoding: BufferEncoding = 'utf8'): string {
+    this.need(n)
+    if (n === 0) return ''
+    const bytes = this.near(n)
+    const { at } = this
+    const text =
+      encoding === 'utf8'
+        ? bytes.utf8Slice(at, at + n)
+        : encoding === 'latin1'
+          ? bytes.latin1Slice(at, at + n)
+          : bytes.toString(encoding, at, at + n)
+    this.advance(n)
+    return text
+  }
+
+  /** Takes a copy of the next `n` bytes, which is yours. */
+  readBinary(n: number): Buffer {
+    this.need(n)
+    const copy = Buffer.allocUnsafe(n)
+    this.copyTo(copy, n)
+    this.advance(n)
+    return copy
+  }
+
+  /** Takes `n` bytes without a copy: a Reader of its own that keeps their blocks until its own release(). */
+  slice(n: number): Reader {
+    this.need(n)
+    const slice = new Slice(this.memory)
+    this.moveTo(slice, n)
+    return slice
+  }
+
+  readByte(): number {
+    return this.readUInt8()
+  }
+
+  readUInt8(): number {
+    return this.took(this.near(1)[this.at]!, 1)
+  }
+  readUInt16BE(): number {
+    return this.took(this.near(2).readUInt16BE(this.at), 2)
+  }
+  readUInt16LE(): number {
+    return this.took(this.near(2).readUInt16LE(this.at), 2)
+  }
+  readUInt32BE(): number {
+    return this.took(this.near(4).readUInt32BE(this.at), 4)
+  }
+  readUInt32LE(): number {
+    return this.took(this.near(4).readUInt32LE(this.at), 4)
+  }
+  readBigUInt64BE(): bigint {
+    return this.took(this.near(8).readBigUInt64BE(this.at), 8)
+  }
+  readBigUInt64LE(): bigint {
+    return this.took(this.near(8).readBigUInt64LE(this.at), 8)
+  }
+  readInt8(): number {
+    return this.took(this.near(1).readInt8(this.at), 1)
+  }
+  readInt16BE(): number {
+    return this.took(this.near(2).readInt16BE(this.at), 2)
+  }
+  readInt16LE(): number {
+    return this.took(this.near(2).readInt16LE(this.at), 2)
+  }
+  readInt32BE(): number {
+    return this.took(this.near(4).readInt32BE(this.at), 4)
+  }
+  readInt32LE(): number {
+    return this.took(this.near(4).readInt32LE(this.at), 4)
+  }
+  readBigInt64BE(): bigint {
+    return this.took(this.near(8).readBigInt64BE(this.at), 8)
+  }
+  readBigInt64LE(): bigint {
+    return this.took(this.near(8).readBigInt64LE(this.at), 8)
+  }
+  readFloatBE(): number {
+    return this.took(this.near(4).readFloatBE(this.at), 4)
+  }
+  readFloatLE(): number {
+    return this.took(this.near(4).readFloatLE(this.at), 4)
+  }
+  readDoubleBE(): number {
+    return this.took(this.near(8).readDoubleBE(this.at), 8)
+  }
+  readDoubleLE(): number {
+    return this.took(this.near(8).readDoubleLE(this.at), 8)
+  }
+
+  /**
+   * Resolves when `n` bytes are here. Rejects with ERR_NETPOLL_READ_TIMEOUT, ERR_NETPOLL_EOF,
+   * ERR_NETPOLL_CONN_CLOSED, the system error that has ended the connection, the reason of `options.signal`,
+   * or ERR_NETPOLL_INVALID_STATE while another wait is pending. A wait that rejects consumes nothing.
+   */
+  waitRead(n: number, options?: WaitOptions): Promise<void> {
+    void options
+    checkInteger(n, 'n', 0, MAX_SIZE)
+    return n <= this.unread ? Promise.resolve() : Promise.reject(new NetpollError('ERR_NETPOLL_EOF'))
+  }
+
+  /** Resolves to the count of bytes up to and including `delimiter`, when it is here. Rejects as waitRead() does. */
+  waitUntil(delimiter: Delimiter, options?: WaitOptions): Promise<number> {
+    void options
+    const end = this.find(delimiter)
+    return end >= 0 ? Promise.resolve(end) : Promise.reject(new NetpollError('ERR_NETPOLL_EOF'))
+  }
+
+  /** Ends the views that next(), peek() and until() have given. It comes by itself when a handler has ended. */
+  release(): void {
+    this.endViews()
+  }
+
+  // ---- for the connection, and for Writer.append()
+
+  /** @internal */
+  endViews(): void {
+    this.viewed = false
+    for (let segment = this.held; segment !== null;) {
+      const { next } = segment
+      this.memory.drop(segment.block!)
+      Segment.give(segment)
+      segment = next
+    }
+    this.held = null
+    if (this.copies !== null) {
+      for (const copy of this.copies) structuredClone(copy, { transfer: [copy] })
+      this.copies = null
+    }
+  }
+
+  /** @internal Drops all that is unread, and the views. */
+  clear(): void {
+    if (this.unread !== 0) this.advance(this.unread)
+    this.endViews()
+  }
+
+  /** @internal From now on every method throws. */
+  refuse(code: ErrorCode): void {
+    this.refusal = code
+    if (this.unread !== 0) this.advance(this.unread)
+  }
+
+  /** @internal Moves the next `n` bytes to the end of another chain. */
+  moveTo(target: { link(segment: Segment): void }, n: number): void {
+    for (let left = n; left > 0;) {
+      const { block, start, end } = this.head!
+      const part = Math.min(left, end - start)
+      block!.refs++
+      target.link(Segment.take(block!, start, start + part))
+      this.advance(part)
+      left -= part
+    }
+  }
+
+  /** @internal */
+  link(segment: Segment): void {
+    if (this.tail === null) this.head = segment
+    else this.tail.next = segment
+    this.tail = segment
+    this.unread += segment.end - segment.start
+  }
+
+  /** @internal Puts the first `n` bytes into `target`. */
+  copyTo(target: Uint8Array, n: number): void {
+    let to = 0
+    for (let segment = this.head; to < n; segment = segment!.next) {
+      const { block, start, end } = segment!
+      to += block!.bytes.copy(target, to, start, Math.min(end, start + n - to))
+    }
+  }
+
+  /** @internal Bytes up to and including the delimiter, or -1. */
+  find(delimiter: Delimiter): number {
+    if (this.refusal !== '') throw new NetpollError(this.refusal)
+    if (delimiter !== this.delimiter || typeof delimiter === 'object') this.setNeedle(delimiter)
+    if (this.consumed !== this.scannedAt) this.scanned = 0
+    this.scannedAt = this.consumed
+    const { needle } = this
+    let before = 0
+    for (let segment = this.head; segment !== null; segment = segment.next) {
+      const { block, start, end } = segment
+      const from = start + Math.max(0, this.scanned - before)
+      if (from < end) {
+        const found = block!.bytes.subarray(from, end).indexOf(needle)
+        let at =
+          found >= 0 ? from + found : segment.next === null ? end : Math.max(from, end - needle.length + 1)
+        while (found < 0 && at < end && !matches(segment, at, needle)) at++
+        if (at < end) {
+          this.scanned = before + at - start
+          return this.scanned + needle.length
+        }
+      }
+      before += end - start
+    }
+    this.scanned = Math.max(this.scanned, this.unread - needle.length + 1)
+    return -1
+  }
+
+  // ---- private
+
+  /** @internal Throws unless `n` bytes are here. */
+  protected need(n: number): void {
+    if (this.refusal !== '') throw new NetpollError(this.refusal)
+    if (n >= 0 && n <= this.unread && Number.isInteger(n)) return
+    checkInteger(n, 'n', 0, MAX_SIZE)
+    throw new NetpollError('ERR_NETPOLL_SHORT_READ', `${n} bytes were asked for, ${this.unread} are here`)
+  }
+
+  private view(n: number): Buffer {
+    if (n === 0) return EMPTY
+    const bytes = this.near(n)
+    const { at } = this
+    if (this.memory.debug) {
+      const copy = new ArrayBuffer(n)
+      bytes.copy(new Uint8Array(copy), 0, at, at + n)
+      ;(this.copies ??= []).push(copy)
+      return Buffer.from(copy)
+    }
+    this.viewed = true
+    return this.head!.block!.view(at, at + n)
+  }
+
+  /** The memory in which the next `n` > 0 bytes lie together, from `at` on. */
+  private near(n: number): Bytes {
+    const { head } = this
+    if (head === null || head.end - head.start < n) return this.gather(n)
+    this.at = head.start
+    return head.block!.bytes
+  }
+
+  private took<T>(value: T, n: number): T {
+    this.advance(n)
+    return value
+  }
+
+  private advance(n: number): void {
+    this.consumed = (this.consumed + n) | 0
+    this.unread -= n
+    while (n > 0) {
+      const head = this.head!
+      const here = head.end - head.start
+      if (here > n) {
+        head.start += n
+        return
+      }
+      n -= here
+      this.retireHead(head)
+    }
+  }
+
+  private retireHead(head: Segment): void {
+    this.head = head.next
+    if (head.next === null) this.tail = null
+    if (this.viewed) {
+      head.next = this.held
+      this.held = head
+    } else {
+      this.memory.drop(head.block!)
+      Segment.give(head)
+    }
+  }
+
+  /** Replaces the segments of the next `n` bytes by one, so that the bytes are copied once however often asked for. */
+  private gather(n: number): Bytes {
+    this.need(n)
+    const memory = this.memory
+    const block = (n <= MAX_BLOCK && memory.alloc(n)) || foreignBlock(Buffer.allocUnsafeSlow(n))
+    const merged = Segment.take(block, block.start, block.start + n)
+    block.refs++
+    this.copyTo(block.bytes.subarray(block.start, block.start + n), n)
+    this.replace(merged, n)
+    this.at = merged.start
+    return block.bytes
+  }
+
+  /** Puts `copy` in the place of the next `n` bytes. */
+  protected replace(copy: Segment, n: number): void {
+    const { consumed } = this
+    this.advance(n)
+    this.consumed = consumed
+    this.unread += n
+    copy.next = this.head
+    this.head = copy
+    this.tail ??= copy
+  }
+
+  private setNeedle(delimiter: Delimiter): void {
+    const needle = needleOf(delimiter)
+    if (!needle.equals(this.needle)) this.scanned = 0
+    this.needle = needle
+    this.delimiter = delimiter
+  }
+}
+
+/** What slice() gives: its release() ends it. */
+class Slice extends Reader {
+  override release(): void {
+    this.clear()
+  }
+}
+
+const EMPTY = Buffer.alloc(0)
+
+function needleOf(delimiter: Delimiter): Buffer {
+  if (typeof delimiter === 'number') {
+    checkInteger(delimiter, 'delimiter', 0, 255)
+    return Buffer.of(delimiter)
+  }
+  if (typeof delimiter !== 'string' && !(delimiter instanceof Uint8Array)) {
+    throw invalidType('delimiter', 'a number, a string or a Uint8Array', delimiter)
+  }
+  if (delimiter.length === 0) throw outOfRange('delimiter', 'one byte at least', delimiter)
+  return Buffer.from(delimiter as string)
+}
+
+/** Whether `needle` lies at `at` of the segment and goes on in the next ones. */
+function matches(segment: Segment, at: number, needle: Buffer): boolean {
+  let here: Segment | null = segment
+  for (const byte of needle) {
+    while (here !== null && at === here.end) {
+      here = here.next
+      at = here === null ? 0 : here.start
+    }
+    if (here === null || here.block!.bytes[at++] !== byte) return false
+  }
+  return true
+}

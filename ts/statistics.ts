@@ -1,0 +1,50 @@
+import { openEnvironment } from './environment.js'
+import type { NativeStats, PollStats } from './native.js'
+
+export interface PollStatistics extends PollStats {
+  /** Who runs its turns. */
+  driver: 'thread'
+  /** How often the driver has changed. */
+  flips: number
+}
+
+/** Counts since the start of this Node environment, except where they say what is so now. */
+export interface Statistics {
+  /** Open now. */
+  connections: number
+  turns: number
+  wakeups: number
+  /** Calls that told JavaScript of a batch; `records / doorbells` is the size of a batch. */
+  doorbells: number
+  records: number
+  /** Reads, sends and accepts. */
+  syscalls: number
+  /** Blocks with JavaScript or a poll now, and their bytes. */
+  blocksOut: number
+  bytesOut: number
+  /** Bytes of all chunks, mapped now. */
+  chunkBytes: number
+  maxMemory: number
+  /** Buffers of users that are being sent now. */
+  pinnedSends: number
+  polls: PollStatistics[]
+}
+
+const NOTHING: NativeStats = { polls: [], blocksOut: 0, bytesOut: 0, chunkBytes: 0, maxMemory: 0, pins: 0 }
+
+/** What this Node environment does; all 0 before the first listener. */
+export function stats(): Statistics {
+  const { polls, pins, ...memory } = openEnvironment()?.native.stats() ?? NOTHING
+  const sum = (count: (poll: PollStats) => number) => polls.reduce((total, poll) => total + count(poll), 0)
+  return {
+    connections: sum((poll) => poll.connections),
+    turns: sum((poll) => poll.turns),
+    wakeups: sum((poll) => poll.wakeups),
+    doorbells: sum((poll) => poll.doorbells),
+    records: sum((poll) => poll.records),
+    syscalls: sum((poll) => poll.reads + poll.sends + poll.accepts),
+    ...memory,
+    pinnedSends: pins,
+    polls: polls.map((poll) => ({ ...poll, driver: 'thread' as const, flips: 0 })),
+  }
+}
