@@ -38,6 +38,7 @@ export async function measure(peer, scenario, { seconds, warmup }) {
       const after = { server: server.cpu(), load: load.cpu() }
       const { requests, seconds: measured, throughput, p50, p99, p999 } = JSON.parse(await load.line())
       await load.ended()
+      if (requests === 0) throw new Error('no request was answered')
       return {
         throughput,
         p50,

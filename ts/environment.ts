@@ -48,7 +48,6 @@ export class Environment {
   private readonly drain = () => this.runDrain()
 
   constructor() {
-    const binding = loadBinding()
     configuration.inUse = true
     const ringEntries = ringEntriesOf(process.env.NETPOLL_RING_ENTRIES)
     const slots = binding.slotLimit()
@@ -169,6 +168,8 @@ function ringEntriesOf(text: string | undefined): number {
   if ((entries & (entries - 1)) !== 0) throw invalidValue('NETPOLL_RING_ENTRIES', 'a power of two', entries)
   return entries
 }
+
+const binding = loadBinding()
 
 let current: Environment | null = null
 

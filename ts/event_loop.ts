@@ -9,9 +9,9 @@ import {
   milliseconds,
 } from './arguments.js'
 import { Connection } from './connection.js'
-import { environment, type Server } from './environment.js'
+import { environment } from './environment.js'
 import { NetpollError } from './errors.js'
-import type { Limits, OnConnect, OnDisconnect, OnRequest, Owner } from './handlers.js'
+import type { Limits, OnConnect, OnDisconnect, OnRequest } from './handlers.js'
 import { Listener } from './listener.js'
 import type { ServeOptions } from './native.js'
 import type { Poll } from './poll.js'
@@ -79,7 +79,7 @@ const SHUTDOWN_OPTIONS = { timeout: milliseconds }
 const MIB = 1 << 20
 
 /** Serves listeners: calls the handlers of their connections. */
-export class EventLoop<Ctx = unknown> implements Server, Owner {
+export class EventLoop {
   /** @internal */
   readonly limits: Limits
   /** @internal */
@@ -103,14 +103,13 @@ export class EventLoop<Ctx = unknown> implements Server, Owner {
   private refed = true
   private outcome: Promise<void> | null = null
   private settle: ((error: NetpollError | null) => void) | null = null
-  private timeout: NodeJS.Timeout | undefined
   /** The timeout has passed, with this result. */
   private late: NetpollError | null | undefined
 
   /** @internal */
   constructor(
-    private readonly onRequest: OnRequest<Ctx> | undefined,
-    options: EventLoopOptions<Ctx>,
+    private readonly onRequest: OnRequest<unknown> | undefined,
+    options: EventLoopOptions<unknown>,
   ) {
     const maxReadBytes = options.maxReadBytes ?? 64 * MIB
     this.limits = {
@@ -124,10 +123,10 @@ export class EventLoop<Ctx = unknown> implements Server, Owner {
       maxPendingBytes: options.maxPendingBytes ?? 64 * MIB,
     }
     this.maxConnections = options.maxConnections ?? 0
-    this.onPrepare = options.onPrepare as Owner['onPrepare']
-    this.onConnect = options.onConnect as Owner['onConnect']
-    this.onDisconnect = options.onDisconnect as Owner['onDisconnect']
-    this.onError = options.onError as Owner['onError']
+    this.onPrepare = options.onPrepare
+    this.onConnect = options.onConnect
+    this.onDisconnect = options.onDisconnect
+    this.onError = options.onError
     this.signal = options.signal
     if (this.signal?.aborted) this.abort()
     else this.signal?.addEventListener('abort', this.abort)
@@ -178,7 +177,9 @@ export class EventLoop<Ctx = unknown> implements Server, Owner {
     })
     for (const listener of this.listeners) listener.close()
     this.forEach((connection) => connection.stop())
-    if (options?.timeout !== undefined) this.timeout = setTimeout(() => this.cut(), options.timeout)
+    if (options?.timeout !== undefined) {
+      AbortSignal.timeout(options.timeout).addEventListener('abort', () => this.cut())
+    }
     this.checkStopped()
     return this.outcome
   }
@@ -207,7 +208,7 @@ export class EventLoop<Ctx = unknown> implements Server, Owner {
   accept(poll: Poll, slot: number, generation: number): void {
     this.open++
     this.unfinished++
-    new Connection<Ctx>(this, poll, slot, generation, this.onRequest).prepare()
+    new Connection(this, poll, slot, generation, this.onRequest).prepare()
   }
 
   /** @internal */
@@ -231,6 +232,7 @@ export class EventLoop<Ctx = unknown> implements Server, Owner {
   }
 
   private cut(): void {
+    if (this.listeners.size === 0 && this.unfinished === 0) return
     // A handler whose connection has ended can only be waited for.
     let cut = this.unfinished > this.open
     this.forEach((connection) => {
@@ -243,7 +245,6 @@ export class EventLoop<Ctx = unknown> implements Server, Owner {
   private checkStopped(): void {
     const left = this.late === undefined ? this.unfinished : this.open
     if (this.listeners.size !== 0 || left !== 0) return
-    clearTimeout(this.timeout)
     this.settle!(this.late ?? null)
   }
 
@@ -277,10 +278,10 @@ let loops = 0
 export function createEventLoop<Ctx = undefined>(
   onRequest: OnRequest<Ctx> | undefined,
   options?: EventLoopOptions<Ctx>,
-): EventLoop<Ctx> {
+): EventLoop {
   checkOptions(options, OPTIONS)
   if (onRequest !== undefined || options?.onConnect === undefined) callback(onRequest, 'onRequest')
-  return new EventLoop(onRequest, options ?? {})
+  return new EventLoop(onRequest as OnRequest<unknown>, (options ?? {}) as EventLoopOptions<unknown>)
 }
 
 function invalidState(message: string): NetpollError {

@@ -282,7 +282,7 @@ export class Lifecycle<Ctx = unknown> {
         throwLater(thrown)
       }
     } else if (!isConnectionEnd(error, ended)) {
-      if (rejected) leaveRejected(error)
+      if (rejected) void reject(error)
       else throwLater(error)
     }
   }
@@ -469,6 +469,6 @@ function throwLater(error: unknown): void {
 }
 
 /** As an unhandledRejection. */
-function leaveRejected(error: unknown): void {
-  void Promise.reject(error)
+async function reject(error: unknown): Promise<never> {
+  throw error
 }

@@ -1,0 +1,13 @@
+//! What a poll does, seen from its two sides: the peers are real sockets on the loopback interface, and a
+//! [`desk::Desk`] does JavaScript's part. The clock is the desk's own, and nothing here sleeps: a turn is
+//! taken, and another one, until what is waited for has happened.
+
+mod accepting;
+mod bell;
+mod closing;
+mod deadlines;
+mod desk;
+mod memory;
+mod peer;
+mod reading;
+mod writing;

@@ -1,0 +1,674 @@
+//! JavaScript's part of the border, played by a test.
+
+use std::collections::HashMap;
+use std::io::Result;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::{SockAddr, SockRef};
+
+use super::peer::Peer;
+use crate::block::{BlockTable, Pressure};
+use crate::border::{Border, Doorbell};
+use crate::connection::Limits;
+use crate::counters::{Counters, PollStats};
+use crate::inbox::{Command, Inboxes};
+use crate::listener::{ListenOptions, Listener};
+use crate::operators::Operator;
+use crate::pin::PinTable;
+use crate::poll::{Budget, Poll, Shared, Turn};
+use crate::record::{Cause, Record};
+use crate::ring::{Consumer, Producer};
+use crate::server::Server;
+use crate::token::{Subject, Token};
+
+/// Turns before a test gives up: each waits for at most a millisecond.
+const TURNS: usize = 10_000;
+
+pub(super) const MS: Duration = Duration::from_millis(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+
+/// The kinds of submission records, as `docs/border.md` numbers them.
+pub(super) mod submission {
+    pub(crate) const DONE: u32 = 1;
+    pub(crate) const SEND: u32 = 2;
+    pub(crate) const SEND_PIN: u32 = 3;
+    pub(crate) const INPUT: u32 = 4;
+    pub(crate) const WATCH_DRAIN: u32 = 5;
+    pub(crate) const PAUSE: u32 = 6;
+    pub(crate) const RESUME: u32 = 7;
+    pub(crate) const TIMER: u32 = 8;
+    pub(crate) const OPTION: u32 = 9;
+    pub(crate) const END: u32 = 10;
+    pub(crate) const CLOSE: u32 = 11;
+    pub(crate) const RESET: u32 = 12;
+    pub(crate) const ACK: u32 = 13;
+}
+use submission::*;
+
+/// What a test's environment is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) polls: usize,
+    pub(super) ring_entries: u32,
+    pub(super) slots: u32,
+    pub(super) max_memory: u64,
+    pub(super) limits: Limits,
+    pub(super) max_connections: u32,
+    pub(super) announce_accept: bool,
+    pub(super) send_buffer: Option<usize>,
+}
+
+impl Default for Plan {
+    fn default() -> Plan {
+        Plan {
+            polls: 1,
+            ring_entries: 1024,
+            slots: 64,
+            max_memory: 64 << 20,
+            limits: Limits { read_high_water_mark: 1 << 20, idle_timeout: None, write_timeout: None },
+            max_connections: 0,
+            announce_accept: true,
+            send_buffer: None,
+        }
+    }
+}
+
+/// What the desk does by itself when it hears of something.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manners {
+    /// Gives blocks back as soon as it has read them.
+    pub(super) gives_back: bool,
+    /// Tells that it has consumed what it has read.
+    pub(super) credits: bool,
+    /// Forgets what is closed.
+    pub(super) acknowledges: bool,
+}
+
+/// Bytes in a block that is lent to the desk.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(super) struct Lent {
+    pub(super) chunk: u32,
+    pub(super) offset: u32,
+    pub(super) length: u32,
+}
+
+/// Everything that the desk has heard of one connection.
+#[derive(Debug)]
+pub(super) struct Book {
+    pub(super) poll: usize,
+    pub(super) token: Token,
+    pub(super) arrived: Vec<u8>,
+    /// Where what has arrived lies, unless it was given back.
+    pub(super) kept: Vec<Lent>,
+    pub(super) is_ended: bool,
+    pub(super) closed: Option<i32>,
+    pub(super) drained: usize,
+    /// Kind and sequence.
+    pub(super) timeouts: Vec<(u32, u32)>,
+    is_acknowledged: bool,
+}
+
+/// A slot's status entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Status {
+    pub(super) generation: u32,
+    pub(super) flags: u32,
+    pub(super) read: u64,
+    pub(super) sent: u64,
+}
+
+/// A poll and the desk's ends of its rings.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) poll: Poll,
+    pub(super) border: Border,
+    /// What the poll's last turn has left to do.
+    pub(super) left: Turn,
+    words: &'static [AtomicU32],
+    status_table: usize,
+    completions: Consumer,
+    submissions: Producer,
+    has_put: bool,
+    counters: Arc<Counters>,
+    /// Which book a slot stands for, from ACCEPT to ACK.
+    slots: HashMap<u32, usize>,
+}
+
+/// Reads completions when the bell has rung and never otherwise, keeps a book of each connection, and
+/// checks on the way that a connection's records come in the order that the contract promises. When it is
+/// dropped it ends all connections and sees to it that nothing is left of them.
+#[derive(Debug)]
+pub(super) struct Desk {
+    pub(super) seats: Vec<Seat>,
+    pub(super) table: Arc<BlockTable>,
+    pub(super) pins: Arc<PinTable>,
+    pub(super) server: Arc<Server>,
+    pub(super) inboxes: Arc<Inboxes>,
+    pub(super) now: Instant,
+    pub(super) budget: Budget,
+    pub(super) manners: Manners,
+    /// In the order of their ACCEPTs.
+    pub(super) books: Vec<Book>,
+    pub(super) unpinned: Vec<u32>,
+    /// Listeners that are closed, and why.
+    pub(super) fallen: Vec<(u32, i32)>,
+    pub(super) listeners: Vec<Arc<Listener>>,
+    scheduled: &'static AtomicU32,
+    bells: Arc<AtomicU32>,
+    send_buffer: Option<usize>,
+}
+
+impl Default for Desk {
+    fn default() -> Desk {
+        Desk::new(Plan::default())
+    }
+}
+
+impl Desk {
+    pub(super) fn new(plan: Plan) -> Desk {
+        let table = BlockTable::new(plan.max_memory);
+        let pins = PinTable::new();
+        let bells = Arc::new(AtomicU32::new(0));
+        let scheduled = &leak(1)[0];
+        let ring = { let bells = bells.clone(); Arc::new(move || { bells.fetch_add(1, Ordering::Relaxed); }) };
+        let polls = (0..plan.polls).map(|_| mio::Poll::new().unwrap()).collect::<Vec<_>>();
+        let waker = |poll: &mio::Poll| mio::Waker::new(poll.registry(), Subject::Waker.mio()).unwrap();
+        let inboxes = Arc::new(Inboxes::new(polls.iter().map(waker).collect()));
+        let doorbell = Doorbell::new(scheduled, ring);
+        let shared = Shared { table: table.clone(), pins: pins.clone(), inboxes: inboxes.clone(), doorbell };
+        let seat = |(index, mio)| Seat::new(index, mio, &plan, shared.clone());
+        Desk {
+            seats: polls.into_iter().enumerate().map(seat).collect(),
+            table,
+            pins,
+            server: Arc::new(Server::new(7, plan.limits, plan.max_connections, plan.announce_accept)),
+            inboxes,
+            now: Instant::now(),
+            budget: Budget::default(),
+            manners: Manners { gives_back: true, credits: true, acknowledges: true },
+            books: Vec::new(),
+            unpinned: Vec::new(),
+            fallen: Vec::new(),
+            listeners: Vec::new(),
+            scheduled,
+            bells,
+            send_buffer: plan.send_buffer,
+        }
+    }
+
+    // ---- the environment's calls
+
+    /// A listener on a port of the loopback interface, served by the first poll.
+    pub(super) fn listen(&mut self) -> SockAddr {
+        self.listen_at("tcp", "127.0.0.1:0")
+    }
+
+    /// The same with an abstract unix socket.
+    pub(super) fn listen_unix(&mut self) -> SockAddr {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        self.listen_at("unix", &format!("@netpoll-desk-{}-{number}", std::process::id()))
+    }
+
+    fn listen_at(&mut self, network: &str, address: &str) -> SockAddr {
+        let options = ListenOptions {
+            backlog: 511,
+            reuse_port: false,
+            ipv6_only: false,
+            no_delay: true,
+            keep_alive: false,
+            recv_buffer: None,
+            send_buffer: self.send_buffer,
+            unlink: false,
+        };
+        let id = self.listeners.len() as u32;
+        let listener = Arc::new(Listener::bind(id, network, address, &options).unwrap());
+        let address = SockRef::from(&listener.descriptor()).local_addr().unwrap();
+        self.inboxes.send(0, Command::Serve(listener.clone(), self.server.clone()));
+        self.listeners.push(listener);
+        self.turn();
+        address
+    }
+
+    /// A peer and its book.
+    pub(super) fn connect(&mut self, to: &SockAddr) -> (Peer, usize) {
+        self.adopt(Peer::connect(to))
+    }
+
+    /// The book of a peer that has just connected.
+    pub(super) fn adopt(&mut self, peer: Peer) -> (Peer, usize) {
+        let book = self.books.len();
+        self.until("a connection is accepted", |desk| desk.books.len() > book);
+        (peer, book)
+    }
+
+    // ---- time
+
+    /// One turn of every poll at the desk's time, after which the desk hears what there is to hear.
+    pub(super) fn turn(&mut self) {
+        for seat in &mut self.seats {
+            if std::mem::take(&mut seat.has_put) {
+                seat.submissions.publish();
+            }
+            seat.left = seat.poll.turn(self.now, self.budget).unwrap();
+        }
+        self.hear();
+    }
+
+    /// Turns until the condition holds. The desk's clock stands still meanwhile.
+    #[track_caller]
+    pub(super) fn until(&mut self, what: &str, mut condition: impl FnMut(&mut Desk) -> bool) {
+        for _ in 0..TURNS {
+            if condition(self) {
+                return;
+            }
+            self.turn();
+            self.wait();
+        }
+        panic!("it did not happen that {what}: {:?}", self.books);
+    }
+
+    /// Some turns in which something could happen that must not.
+    pub(super) fn idle(&mut self) {
+        for _ in 0..5 {
+            self.turn();
+            self.wait();
+        }
+    }
+
+    /// Lets time pass, and takes a turn when it has.
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.turn();
+    }
+
+    /// Waits in epoll for an event, but not for simulated time.
+    pub(super) fn wait(&mut self) {
+        for seat in &mut self.seats {
+            let soon = Turn { next_deadline: Some(self.now + MS), more: seat.left.more };
+            seat.poll.wait(soon, self.now).unwrap();
+        }
+    }
+
+    // ---- what JavaScript hears
+
+    /// Drains all rings, if the bell has rung since the last time.
+    pub(super) fn hear(&mut self) {
+        if self.scheduled.swap(0, Ordering::SeqCst) == 0 {
+            return;
+        }
+        for poll in 0..self.seats.len() {
+            while let Some(record) = self.seats[poll].completions.take() {
+                self.note(poll, &record);
+            }
+            let seat = &mut self.seats[poll];
+            if seat.completions.release() {
+                self.inboxes.wake(poll);
+            }
+            seat.submissions.publish();
+            seat.has_put = false;
+        }
+    }
+
+    fn note(&mut self, poll: usize, record: &Record) {
+        let [kind, slot, generation, first, second, third, ..] = *record;
+        match kind {
+            1 => self.note_accept(poll, Token { slot, generation }, first),
+            6 => self.note_unpin(slot),
+            8 => self.fallen.push((slot, first as i32)),
+            _ => {
+                let book = *self.seats[poll].slots.get(&slot).expect("only slots that were given away are named");
+                let page = &mut self.books[book];
+                assert_eq!(page.token.generation, generation, "a record of another generation");
+                assert_eq!(page.closed, None, "CLOSED is the last record");
+                match kind {
+                    2 => self.note_data(book, Lent { chunk: first, offset: second, length: third }),
+                    3 => assert!(!std::mem::replace(&mut page.is_ended, true), "EOF comes once"),
+                    4 => self.note_closed(book, first as i32),
+                    5 => page.drained += 1,
+                    7 => page.timeouts.push((first, second)),
+                    _ => panic!("no record is of kind {kind}"),
+                }
+            }
+        }
+    }
+
+    fn note_accept(&mut self, poll: usize, token: Token, server: u32) {
+        assert_eq!(server, self.server.id);
+        let book = self.books.len();
+        assert_eq!(self.seats[poll].slots.insert(token.slot, book), None, "a slot is given away after ACK only");
+        self.books.push(Book {
+            poll,
+            token,
+            arrived: Vec::new(),
+            kept: Vec::new(),
+            is_ended: false,
+            closed: None,
+            drained: 0,
+            timeouts: Vec::new(),
+            is_acknowledged: false,
+        });
+        assert_eq!(self.status(book).generation, token.generation);
+    }
+
+    fn note_unpin(&mut self, pin: u32) {
+        assert!(self.pins.remove(pin), "an UNPIN names a pin that is not used any more");
+        self.unpinned.push(pin);
+    }
+
+    fn note_data(&mut self, book: usize, lent: Lent) {
+        assert!(!self.books[book].is_ended, "no DATA follows EOF");
+        let bytes = self.read(lent);
+        self.books[book].arrived.extend(bytes);
+        self.books[book].kept.push(lent);
+        if self.manners.gives_back {
+            self.give_back(book);
+        }
+        if self.manners.credits {
+            self.put(book, INPUT, [lent.length, self.server.limits.read_high_water_mark, 0]);
+        }
+    }
+
+    fn note_closed(&mut self, book: usize, cause: i32) {
+        self.books[book].closed = Some(cause);
+        let status = self.status(book);
+        assert_eq!(status.flags, 7, "a closed slot says so in its status");
+        assert_eq!(status.read, self.books[book].arrived.len() as u64, "bytes read are bytes delivered");
+        if self.manners.acknowledges {
+            self.acknowledge(book);
+        }
+    }
+
+    // ---- what JavaScript says
+
+    /// A record about a connection.
+    pub(super) fn put(&mut self, book: usize, kind: u32, arguments: [u32; 3]) {
+        let Book { poll, token, .. } = self.books[book];
+        let [first, second, third] = arguments;
+        self.put_record(poll, [kind, token.slot, token.generation, first, second, third, 0, 0]);
+    }
+
+    pub(super) fn put_record(&mut self, poll: usize, record: Record) {
+        self.seats[poll].submissions.put(record);
+        self.seats[poll].has_put = true;
+    }
+
+    /// Gives back everything that is kept of a connection's input.
+    pub(super) fn give_back(&mut self, book: usize) {
+        for lent in std::mem::take(&mut self.books[book].kept) {
+            self.put_record(self.books[book].poll, done(lent));
+        }
+    }
+
+    pub(super) fn acknowledge(&mut self, book: usize) {
+        self.put(book, ACK, [0; 3]);
+        self.books[book].is_acknowledged = true;
+        let Book { poll, token, .. } = self.books[book];
+        self.seats[poll].slots.remove(&token.slot);
+    }
+
+    /// Bytes in a block of their own that holds at least `room`.
+    pub(super) fn lend(&mut self, room: u32, bytes: &[u8]) -> Lent {
+        let block = self.table.alloc(room.max(bytes.len() as u32)).unwrap();
+        // SAFETY: the block is at least as long as the bytes, and nobody else has it yet.
+        unsafe { block.as_ptr().copy_from(bytes.as_ptr(), bytes.len()) };
+        block.lend();
+        Lent { chunk: block.chunk(), offset: block.offset(), length: bytes.len() as u32 }
+    }
+
+    pub(super) fn send(&mut self, book: usize, lent: Lent) {
+        self.put(book, SEND, [lent.chunk, lent.offset, lent.length]);
+    }
+
+    /// What a flush comes to: SEND, and DONE right behind it.
+    pub(super) fn write(&mut self, book: usize, bytes: &[u8]) {
+        for part in bytes.chunks(1 << 20) {
+            let lent = self.lend(0, part);
+            self.send(book, lent);
+            self.put_record(self.books[book].poll, done(lent));
+        }
+    }
+
+    /// Pins memory of the test's own.
+    pub(super) fn pin(&self, bytes: &'static [u8]) -> u32 {
+        // SAFETY: static memory stays.
+        unsafe { self.pins.insert(bytes.as_ptr(), bytes.len()) }
+    }
+
+    // ---- what peers hear and say
+
+    /// The next `length` bytes that the peer reads.
+    #[track_caller]
+    pub(super) fn peer_reads(&mut self, peer: &Peer, length: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        self.until("the peer reads as much", |_| {
+            bytes.extend(peer.read().unwrap().into_iter().flatten());
+            bytes.len() >= length
+        });
+        assert_eq!(bytes.len(), length, "the peer reads no more than was sent");
+        bytes
+    }
+
+    /// All that the peer reads, and how it ends.
+    #[track_caller]
+    pub(super) fn peer_reads_to_end(&mut self, peer: &Peer) -> (Vec<u8>, Result<()>) {
+        let (mut bytes, mut end) = (Vec::new(), None);
+        self.until("the peer reads the end", |_| {
+            match peer.read() {
+                Ok(Some(read)) if read.is_empty() => end = Some(Ok(())),
+                Ok(read) => bytes.extend(read.into_iter().flatten()),
+                Err(error) => end = Some(Err(error)),
+            }
+            end.is_some()
+        });
+        (bytes, end.unwrap())
+    }
+
+    /// Turns until the peer has written all of it.
+    #[track_caller]
+    pub(super) fn peer_writes(&mut self, peer: &Peer, bytes: &[u8]) {
+        let mut written = 0;
+        self.until("the peer has written it", |_| {
+            written += peer.write(&bytes[written..]);
+            written == bytes.len()
+        });
+    }
+
+    // ---- what can be seen from outside
+
+    pub(super) fn status(&self, book: usize) -> Status {
+        let Book { poll, token, .. } = self.books[book];
+        let seat = &self.seats[poll];
+        let word = |word: usize| {
+            let at = seat.status_table + token.slot as usize * 8 + word;
+            seat.words[at].load(Ordering::Relaxed)
+        };
+        let count = |low: usize| u64::from(word(low + 1)) << 32 | u64::from(word(low));
+        Status { generation: word(0), flags: word(1), read: count(2), sent: count(4) }
+    }
+
+    pub(super) fn stats(&self, poll: usize) -> PollStats {
+        self.seats[poll].counters.snapshot()
+    }
+
+    /// Times that the bell has rung.
+    pub(super) fn bells(&self) -> u32 {
+        self.bells.load(Ordering::Relaxed)
+    }
+
+    /// The poll's side of a connection that is open.
+    pub(super) fn operator(&mut self, book: usize) -> &mut Operator {
+        let Book { poll, token, .. } = self.books[book];
+        self.seats[poll].poll.operators.get_mut(token).expect("the connection is open")
+    }
+
+    /// Bytes that the kernel holds for the poll to read, as far as 64 KiB.
+    pub(super) fn waiting_bytes(&mut self, book: usize) -> usize {
+        let mut place = vec![std::mem::MaybeUninit::uninit(); 64 * 1024];
+        SockRef::from(&self.operator(book).descriptor()).peek(&mut place).unwrap_or(0)
+    }
+
+    #[track_caller]
+    pub(super) fn until_waiting(&mut self, book: usize, bytes: usize) {
+        self.until("the kernel holds it", |desk| desk.waiting_bytes(book) == bytes);
+    }
+
+    #[track_caller]
+    pub(super) fn until_arrived(&mut self, book: usize, bytes: usize) {
+        self.until("all bytes have arrived", |desk| desk.books[book].arrived.len() >= bytes);
+        assert_eq!(self.books[book].arrived.len(), bytes);
+    }
+
+    #[track_caller]
+    pub(super) fn until_closed(&mut self, book: usize) -> i32 {
+        self.until("the connection is closed", |desk| desk.books[book].closed.is_some());
+        self.books[book].closed.unwrap()
+    }
+
+    /// Fills the socket of a connection whose peer does not read, and returns what was sent so far.
+    #[track_caller]
+    pub(super) fn block(&mut self, book: usize) -> Vec<u8> {
+        let part = pattern_part();
+        let mut all = Vec::new();
+        self.until("the output is blocked", |desk| {
+            let is_blocked = desk.operator(book).connection.output.is_blocked;
+            if !is_blocked {
+                desk.write(book, &part);
+                all.extend(&part);
+            }
+            is_blocked
+        });
+        all
+    }
+
+    fn read(&self, lent: Lent) -> Vec<u8> {
+        let chunk = self.table.chunk(lent.chunk).expect("DATA names a chunk that is there");
+        assert!((lent.offset + lent.length) as usize <= chunk.len());
+        let start = chunk.as_ptr().wrapping_add(lent.offset as usize);
+        // SAFETY: the range lies in the chunk, and the poll does not write to what it has lent.
+        unsafe { std::slice::from_raw_parts(start, lent.length as usize) }.to_vec()
+    }
+
+    // ---- the end
+
+    /// Ends what is open, gives everything back, and asserts that the poll has kept nothing.
+    fn settle(&mut self) {
+        self.manners = Manners { gives_back: true, credits: false, acknowledges: true };
+        self.now += 10 * MS;
+        for book in 0..self.books.len() {
+            if self.books[book].closed.is_none() {
+                self.put(book, RESET, [0; 3]);
+            }
+            self.give_back(book);
+            if self.books[book].closed.is_some() && !self.books[book].is_acknowledged {
+                self.acknowledge(book);
+            }
+        }
+        self.until("every connection ends", |desk| desk.is_quiet());
+        let sockets: usize = self.listeners.iter().map(held_sockets).sum();
+        assert_eq!(sockets, self.listeners.len(), "only listeners are open");
+        assert!(self.pins.is_empty(), "{:?}", self.pins);
+        for seat in &mut self.seats {
+            assert_eq!(seat.poll.operators.open(), 0);
+            assert!(seat.poll.operators.has_room(), "every slot is free again");
+            seat.poll.io.intake.release();
+        }
+        assert_eq!(self.table.blocks_out(), 0, "blocks out are blocks back");
+        assert_ne!(self.table.pressure(), Pressure::Full);
+        self.server_is_empty();
+    }
+
+    fn is_quiet(&mut self) -> bool {
+        let said_all = |seat: &mut Seat| !seat.has_put && !seat.submissions.is_backlogged() && !seat.poll.submissions.look();
+        self.seats.iter_mut().all(said_all)
+            && self.books.iter().all(|book| book.closed.is_some() && book.is_acknowledged)
+            && self.seats.iter().all(|seat| seat.poll.operators.open() == 0)
+    }
+
+    /// A server for one connection, which counts as this one does, would let one in.
+    fn server_is_empty(&self) {
+        let limit = self.server.max_connections;
+        let admitted = (0..limit).filter(|_| self.server.admit()).count();
+        assert_eq!(admitted, limit as usize, "whoever left was counted");
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.settle();
+        }
+    }
+}
+
+impl Seat {
+    fn new(index: usize, mio: mio::Poll, plan: &Plan, shared: Shared) -> Seat {
+        let status_table = 64 + 16 * plan.ring_entries as usize;
+        let words = leak(status_table + plan.slots as usize * 24);
+        let border = Border::new(words, plan.ring_entries, plan.slots).unwrap();
+        let counters = Arc::<Counters>::default();
+        Seat {
+            poll: Poll::new(index, mio, border, shared, counters.clone()).unwrap(),
+            border,
+            left: Turn { next_deadline: None, more: false },
+            words,
+            status_table,
+            completions: Consumer::new(border.completions()),
+            submissions: Producer::new(border.submissions()),
+            has_put: false,
+            counters,
+            slots: HashMap::new(),
+        }
+    }
+
+    /// Whether records wait for room in the completion ring.
+    pub(super) fn is_backlogged(&self) -> bool {
+        self.words[1].load(Ordering::Relaxed) != 0
+    }
+}
+
+pub(super) fn done(lent: Lent) -> Record {
+    [DONE, lent.chunk, lent.offset, 1, 0, 0, 0, 0]
+}
+
+/// The errno that a CLOSED tells of, as the standard library names it.
+pub(super) fn error_kind(cause: i32) -> std::io::ErrorKind {
+    assert!(cause > 0, "{cause} is no errno");
+    std::io::Error::from_raw_os_error(cause).kind()
+}
+
+/// Number of a cause in the ring.
+pub(super) fn number(cause: Cause) -> i32 {
+    let token = Token { slot: 0, generation: 1 };
+    crate::record::Completion::Closed { token, cause }.encode()[3] as i32
+}
+
+fn leak(words: usize) -> &'static [AtomicU32] {
+    Box::leak((0..words).map(|_| AtomicU32::new(0)).collect())
+}
+
+fn pattern_part() -> Vec<u8> {
+    super::peer::pattern(64 * 1024)
+}
+
+/// Sockets at a listener's own address that some process holds: one is the listener.
+pub(super) fn held_sockets(listener: &Arc<Listener>) -> usize {
+    if listener.is_unix() {
+        return unix_sockets(&listener.endpoint.address);
+    }
+    let port = format!(":{:04X}", listener.endpoint.port);
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let is_held = |line: &&str| {
+        let mut fields = line.split_whitespace();
+        // The kernel keeps a socket that is closed for a while; it has no inode then.
+        fields.nth(1).is_some_and(|local| local.ends_with(&port)) && fields.nth(7) != Some("0")
+    };
+    table.lines().filter(is_held).count()
+}
+
+fn unix_sockets(path: &str) -> usize {
+    let table = std::fs::read_to_string("/proc/self/net/unix").unwrap();
+    table.lines().filter(|line| line.ends_with(&format!(" {path}"))).count()
+}

@@ -1,0 +1,65 @@
+//! The other end of a connection.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// A socket that never blocks: its turns and the poll's are taken by the same thread.
+#[derive(Debug)]
+pub(super) struct Peer(Socket);
+
+impl Peer {
+    pub(super) fn connect(to: &SockAddr) -> Peer {
+        Peer::connect_with(to, None)
+    }
+
+    /// A `receive_buffer` must be set before the connection is there to be believed.
+    pub(super) fn connect_with(to: &SockAddr, receive_buffer: Option<usize>) -> Peer {
+        let socket = Socket::new(Domain::from(i32::from(to.family())), Type::STREAM, None).unwrap();
+        if let Some(size) = receive_buffer {
+            socket.set_recv_buffer_size(size).unwrap();
+        }
+        // The kernel accepts for the listener: this does not wait for any turn.
+        socket.connect(to).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        Peer(socket)
+    }
+
+    /// What can be read now: nothing is `None`, the end is empty.
+    pub(super) fn read(&self) -> io::Result<Option<Vec<u8>>> {
+        let mut bytes = vec![0; 256 * 1024];
+        match (&self.0).read(&mut bytes) {
+            Ok(length) => Ok(Some(bytes[..length].to_vec())),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How much of it the kernel takes now.
+    pub(super) fn write(&self, bytes: &[u8]) -> usize {
+        match (&self.0).write(bytes) {
+            Ok(length) => length,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
+            Err(error) => panic!("a peer could not write: {error}"),
+        }
+    }
+
+    pub(super) fn finish(&self) {
+        self.0.shutdown(Shutdown::Write).unwrap();
+    }
+
+    pub(super) fn reset(self) {
+        self.0.set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
+    pub(super) fn port(&self) -> u16 {
+        self.0.local_addr().unwrap().as_socket().unwrap().port()
+    }
+}
+
+/// Bytes of which no two stretches are alike, so that none can be lost, doubled or exchanged unseen.
+pub(super) fn pattern(length: usize) -> Vec<u8> {
+    (0..length as u32).map(|place| (place.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
