@@ -20,7 +20,7 @@ if (args.length === 0) {
 }
 suites.push(
   await run(process.execPath, [ava, ...args], {
-    passed: /^ +(\d+) tests? passed/gm,
+    passed: /^ +[✔√] /gm, // ava's own count is missing when a test fails
     failed: /^ +(\d+) (?:tests?|hooks?) failed|^ +(\d+) (?:unhandled rejection|uncaught exception)/gm,
   }),
 )
@@ -50,8 +50,9 @@ async function run(command, commandArgs, patterns) {
   }
 }
 
+/** Adds up the numbers that a pattern finds, or the places when it has no number. */
 function count(output, pattern) {
-  return sum([...output.matchAll(pattern)].map((match) => Number(match[1] ?? match[2])))
+  return sum([...output.matchAll(pattern)].map((match) => Number(match[1] ?? match[2] ?? 1)))
 }
 
 function sum(numbers) {

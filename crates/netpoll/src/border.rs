@@ -36,7 +36,8 @@ impl Border {
     /// power of two of at least 8.
     pub fn new(words: &'static [AtomicU32], ring_entries: u32, slots: u32) -> Option<Border> {
         let border = Border { words, ring_words: ring_entries as usize * RECORD_WORDS, slots };
-        let sound = ring_entries.is_power_of_two() && ring_entries >= 8 && words.len() == border.words_needed();
+        let sound =
+            ring_entries.is_power_of_two() && ring_entries >= 8 && words.len() == border.words_needed();
         sound.then_some(border)
     }
 
@@ -173,8 +174,8 @@ impl Doorbell {
         // Store-buffering: we have stored a tail and now read SCHEDULED; JavaScript stores SCHEDULED 0 (an
         // Atomics.store) and then reads the tails.
         fence(Ordering::SeqCst);
-        let rung = self.scheduled.load(Ordering::Relaxed) == 0
-            && self.scheduled.swap(1, Ordering::Relaxed) == 0;
+        let rung =
+            self.scheduled.load(Ordering::Relaxed) == 0 && self.scheduled.swap(1, Ordering::Relaxed) == 0;
         if rung {
             (self.ring)();
         }

@@ -254,7 +254,9 @@ impl Deadlines {
     pub(crate) fn set(&mut self, which: Deadline, milliseconds: u32, sequence: u32, now: Instant) {
         let timeout = (milliseconds > 0).then(|| Duration::from_millis(u64::from(milliseconds)));
         match which {
-            Deadline::Read => self.read = timeout.and_then(|timeout| Some((now.checked_add(timeout)?, sequence))),
+            Deadline::Read => {
+                self.read = timeout.and_then(|timeout| Some((now.checked_add(timeout)?, sequence)))
+            }
             Deadline::Idle => {
                 self.idle = timeout;
                 self.idle_armed = true;

@@ -37,6 +37,8 @@ pub(crate) struct Io {
     barrier: Barrier,
     /// A record has been put that JavaScript should hear of now.
     is_urgent: bool,
+    /// Bytes ever read.
+    received: u64,
 }
 
 /// How a visit of a connection with bytes to read ended.
@@ -51,7 +53,12 @@ pub(crate) enum Visit {
 }
 
 impl Io {
-    pub(crate) fn new(registry: Registry, border: &Border, table: Arc<BlockTable>, counters: Arc<Counters>) -> Io {
+    pub(crate) fn new(
+        registry: Registry,
+        border: &Border,
+        table: Arc<BlockTable>,
+        counters: Arc<Counters>,
+    ) -> Io {
         Io {
             registry,
             intake: Intake::new(table.clone()),
@@ -60,6 +67,7 @@ impl Io {
             completions: Producer::new(border.completions()),
             barrier: Barrier::default(),
             is_urgent: false,
+            received: 0,
         }
     }
 
@@ -77,8 +85,14 @@ impl Io {
 
     /// Shows JavaScript what has been put. True when its bell should ring.
     pub(crate) fn publish(&mut self) -> bool {
+        // What has waited for room was put in an earlier turn, and the bell of that turn did not tell of it.
+        let had_backlog = self.completions.is_backlogged();
         self.completions.publish();
-        std::mem::take(&mut self.is_urgent)
+        std::mem::take(&mut self.is_urgent) | had_backlog
+    }
+
+    pub(crate) fn received(&self) -> u64 {
+        self.received
     }
 
     /// JavaScript has fallen behind: nothing may be read or accepted until it has caught up.
@@ -87,7 +101,8 @@ impl Io {
     }
 
     pub(crate) fn register(&self, operator: &Operator) -> std::io::Result<()> {
-        let interest = if operator.is_unix { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        let interest =
+            if operator.is_unix { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
         let descriptor = operator.descriptor().as_raw_fd();
         let token = Subject::Connection(operator.token).mio();
         self.registry.register(&mut SourceFd(&descriptor), token, interest)
@@ -113,7 +128,9 @@ impl Io {
                         return self.receive_nothing(operator);
                     }
                 }
-                Err(error) if error.raw_os_error() == Some(sys::EAGAIN) => return self.receive_nothing(operator),
+                Err(error) if error.raw_os_error() == Some(sys::EAGAIN) => {
+                    return self.receive_nothing(operator)
+                }
                 Err(error) => return Visit::Over(Cause::of(&error)),
             }
         }
@@ -125,13 +142,15 @@ impl Io {
         let size = connection.input.size;
         connection.input.size.learn(read);
         connection.input.delivered += read as u64;
+        self.received += read as u64;
         connection.deadlines.last_traffic = now;
         status.set_bytes_read(connection.input.delivered);
         for range in self.intake.take(size, read) {
             let range = own_when_scarce(&self.table, range);
             range.block().lend();
             let (chunk, offset) = range.address();
-            self.completions.put(Completion::Data { token: *token, chunk, offset, length: range.len() }.encode());
+            self.completions
+                .put(Completion::Data { token: *token, chunk, offset, length: range.len() }.encode());
             self.counters.records.add(1);
         }
         self.is_urgent = true;
@@ -216,7 +235,7 @@ impl Io {
     /// Closes the descriptor and tells JavaScript so. The operator has been taken out of its slot.
     pub(crate) fn close(&mut self, operator: &Operator, cause: Cause) {
         if operator.connection.output.finish == Finish::Close && !operator.connection.input.ended {
-            let _ = sys::discard_input(operator.descriptor(), DISCARD);
+            discard_input(operator);
         }
         let descriptor = operator.descriptor().as_raw_fd();
         // A duplicate in a child would keep firing, so it goes before the close. It fails only for a
@@ -250,6 +269,12 @@ fn visit_end(operator: &Operator) -> Visit {
     } else {
         Visit::Finished
     }
+}
+
+/// It takes several calls where one throws away only a little.
+fn discard_input(operator: &Operator) {
+    let mut left = DISCARD;
+    while let Ok(1..) = sys::discard_input(operator.descriptor(), left).inspect(|gone| left -= gone) {}
 }
 
 /// While much is held, one slow reader must not hold a block that others share: its bytes move to a block

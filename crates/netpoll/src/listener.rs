@@ -70,7 +70,12 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn bind(id: u32, network: &str, text: &str, options: &ListenOptions) -> Result<Listener, ListenError> {
+    pub(crate) fn bind(
+        id: u32,
+        network: &str,
+        text: &str,
+        options: &ListenOptions,
+    ) -> Result<Listener, ListenError> {
         let target = address::parse(network, text).map_err(ListenError::Address)?;
         let candidates = address::listen_addresses(&target).map_err(ListenError::Address)?;
         if let Target::Path(path) = &target {

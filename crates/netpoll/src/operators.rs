@@ -78,7 +78,11 @@ impl Operators {
     }
 
     /// Gives a slot a new generation. `None`, and the descriptor is closed, when every slot is taken.
-    pub(crate) fn insert(&mut self, parts: Parts, status: impl FnOnce(Token) -> StatusEntry) -> Option<Token> {
+    pub(crate) fn insert(
+        &mut self,
+        parts: Parts,
+        status: impl FnOnce(Token) -> StatusEntry,
+    ) -> Option<Token> {
         let slot = self.free_slot()?;
         let entry = self.slots.get_mut(slot as usize)?;
         entry.generation = Token::next_generation(entry.generation);
@@ -86,7 +90,8 @@ impl Operators {
         let Parts { connection, server, descriptor, is_unix } = parts;
         let status = status(token);
         let (is_listed, is_dirty) = (false, false);
-        let operator = Operator { token, connection, status, server, descriptor, is_unix, is_listed, is_dirty };
+        let operator =
+            Operator { token, connection, status, server, descriptor, is_unix, is_listed, is_dirty };
         entry.state = State::Open(Box::new(operator));
         self.open += 1;
         Some(token)

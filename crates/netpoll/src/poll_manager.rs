@@ -78,9 +78,10 @@ impl PollManager {
             next_listener: AtomicU32::new(0),
             threads: Mutex::new(Threads { stop: stop.clone(), done, running: 0, handles: Vec::new() }),
         };
-        let shared =
-            Shared { table: table.clone(), pins: pins.clone(), inboxes, doorbell: doorbell.clone() };
-        for (index, ((mio, border), counters)) in polls.into_iter().zip(borders).zip(&manager.counters).enumerate() {
+        let shared = Shared { table: table.clone(), pins: pins.clone(), inboxes, doorbell: doorbell.clone() };
+        for (index, ((mio, border), counters)) in
+            polls.into_iter().zip(borders).zip(&manager.counters).enumerate()
+        {
             let poll = Poll::new(index, mio, *border, shared.clone(), counters.clone())?;
             let (stop, done, doorbell) = (stop.clone(), sender.clone(), doorbell.clone());
             let handle = spawn(index, poll, Post { stop, done, border: *border, doorbell })?;
@@ -97,7 +98,12 @@ impl PollManager {
     }
 
     /// Binds and listens. Nothing is accepted before `serve`.
-    pub fn listen(&self, network: &str, address: &str, options: &ListenOptions) -> Result<Listening, ListenError> {
+    pub fn listen(
+        &self,
+        network: &str,
+        address: &str,
+        options: &ListenOptions,
+    ) -> Result<Listening, ListenError> {
         // Relaxed: only the number's uniqueness matters.
         let id = self.next_listener.fetch_add(1, Ordering::Relaxed);
         let listener = Arc::new(Listener::bind(id, network, address, options)?);
@@ -109,7 +115,9 @@ impl PollManager {
     /// Lets a poll accept from the listener. False when there is none, or it is served already.
     pub fn serve(&self, listener: u32, server: &Arc<Server>) -> bool {
         let mut listeners = lock(&self.listeners);
-        let Some(entry) = listeners.get_mut(&listener).filter(|entry| entry.poll.is_none()) else { return false };
+        let Some(entry) = listeners.get_mut(&listener).filter(|entry| entry.poll.is_none()) else {
+            return false;
+        };
         let poll = listener as usize % self.inboxes.len().max(1);
         entry.poll = Some(poll);
         self.inboxes.send(poll, Command::Serve(entry.listener.clone(), server.clone()));

@@ -170,7 +170,8 @@ mod tests {
 
     #[test]
     fn unknown_kinds_deadlines_and_options_are_no_records() {
-        for record in [[0; 8], [14, 0, 0, 0, 0, 0, 0, 0], [8, 0, 0, 4, 0, 0, 0, 0], [9, 0, 0, 9, 0, 0, 0, 0]] {
+        for record in [[0; 8], [14, 0, 0, 0, 0, 0, 0, 0], [8, 0, 0, 4, 0, 0, 0, 0], [9, 0, 0, 9, 0, 0, 0, 0]]
+        {
             assert_eq!(Submission::decode(&record), None);
         }
     }

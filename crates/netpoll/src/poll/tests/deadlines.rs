@@ -1,0 +1,179 @@
+use std::io::ErrorKind;
+use std::time::Duration;
+
+use super::desk::submission::{RESET, TIMER};
+use super::desk::{number, Desk, Plan, MS, SECOND};
+use super::peer::{pattern, Peer};
+use crate::connection::Limits;
+use crate::record::Cause;
+
+const READ: u32 = 1;
+const IDLE: u32 = 2;
+const WRITE: u32 = 3;
+const A_BIT: Duration = Duration::from_nanos(1);
+
+fn desk(idle_timeout: Option<Duration>, write_timeout: Option<Duration>) -> Desk {
+    let limits = Limits { idle_timeout, write_timeout, ..Plan::default().limits };
+    Desk::new(Plan { limits, send_buffer: Some(4096), ..Plan::default() })
+}
+
+fn narrow(desk: &mut Desk) -> (Peer, usize) {
+    let address = desk.listen();
+    desk.adopt(Peer::connect_with(&address, Some(4096)))
+}
+
+#[test]
+fn output_without_progress_is_reset_after_exactly_the_write_timeout() {
+    let mut desk = desk(None, Some(SECOND));
+    let (peer, book) = narrow(&mut desk);
+    desk.block(book);
+    assert_eq!(desk.seats[0].left.next_deadline, Some(desk.now + SECOND));
+    desk.pass(SECOND - A_BIT);
+    assert_eq!(desk.books[book].closed, None);
+    desk.pass(A_BIT);
+    assert_eq!(desk.books[book].closed, Some(number(Cause::WRITE_TIMEOUT)));
+    assert_eq!(desk.peer_reads_to_end(&peer).1.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn progress_begins_the_write_timeout_anew() {
+    let mut desk = desk(None, Some(SECOND));
+    let (peer, book) = narrow(&mut desk);
+    let mut pending = desk.block(book).len();
+    for _ in 0..5 {
+        desk.pass(SECOND - A_BIT);
+        desk.write(book, &pattern(256 * 1024));
+        pending += 256 * 1024;
+        let sent = desk.status(book).sent;
+        desk.until("a little goes out", |desk| {
+            pending -= peer.read().unwrap().map_or(0, |bytes| bytes.len());
+            desk.status(book).sent > sent && desk.operator(book).connection.output.is_blocked
+        });
+    }
+    desk.pass(SECOND - A_BIT);
+    assert_eq!(desk.books[book].closed, None);
+    desk.peer_reads(&peer, pending);
+    desk.pass(10 * SECOND);
+    assert_eq!(desk.books[book].closed, None, "nothing pending, nothing to time out");
+}
+
+#[test]
+fn a_write_timeout_can_be_set_while_output_waits() {
+    let mut desk = desk(None, None);
+    let (_peer, book) = narrow(&mut desk);
+    desk.block(book);
+    desk.pass(3600 * SECOND);
+    assert_eq!((desk.books[book].closed, desk.seats[0].left.next_deadline), (None, None));
+    // The time without progress counts from when it began.
+    desk.put(book, TIMER, [WRITE, 3_600_001, 0]);
+    desk.pass(Duration::ZERO);
+    assert_eq!(desk.books[book].closed, None);
+    desk.pass(MS);
+    assert_eq!(desk.books[book].closed, Some(number(Cause::WRITE_TIMEOUT)));
+}
+
+#[test]
+fn the_idle_timeout_fires_once_and_then_rests() {
+    let mut desk = desk(Some(SECOND), None);
+    let (_peer, book) = narrow(&mut desk);
+    desk.pass(SECOND - A_BIT);
+    assert_eq!(desk.books[book].timeouts, []);
+    desk.pass(A_BIT);
+    assert_eq!(desk.books[book].timeouts, [(IDLE, 0)]);
+    desk.pass(10 * SECOND);
+    assert_eq!(desk.books[book].timeouts.len(), 1);
+    desk.put(book, TIMER, [IDLE, 500, 8]);
+    desk.turn();
+    desk.pass(SECOND / 2);
+    assert_eq!(desk.books[book].timeouts, [(IDLE, 0), (IDLE, 8)]);
+    assert_eq!(desk.books[book].closed, None, "JavaScript decides what follows");
+}
+
+#[test]
+fn traffic_in_either_direction_moves_the_idle_timeout() {
+    let mut desk = desk(Some(SECOND), None);
+    let (peer, book) = narrow(&mut desk);
+    desk.pass(SECOND / 2);
+    peer.write(b"in");
+    desk.until_arrived(book, 2);
+    desk.pass(SECOND * 3 / 4);
+    desk.write(book, b"out");
+    desk.peer_reads(&peer, 3);
+    desk.pass(SECOND - A_BIT);
+    assert_eq!(desk.books[book].timeouts, []);
+    desk.pass(A_BIT);
+    assert_eq!(desk.books[book].timeouts, [(IDLE, 0)]);
+}
+
+#[test]
+fn the_read_deadline_fires_with_its_sequence_and_the_last_one_holds() {
+    let mut desk = desk(None, None);
+    let (peer, book) = narrow(&mut desk);
+    desk.put(book, TIMER, [READ, 1000, 1]);
+    desk.turn();
+    desk.put(book, TIMER, [READ, 2000, 2]);
+    desk.turn();
+    peer.write(b"bytes do not move it");
+    desk.until_arrived(book, 20);
+    desk.pass(2 * SECOND - A_BIT);
+    assert_eq!(desk.books[book].timeouts, []);
+    desk.pass(A_BIT);
+    assert_eq!(desk.books[book].timeouts, [(READ, 2)]);
+    desk.pass(10 * SECOND);
+    assert_eq!(desk.books[book].timeouts.len(), 1);
+}
+
+#[test]
+fn an_earlier_deadline_is_not_late_because_of_one_that_was_set_before() {
+    let mut desk = desk(Some(60 * SECOND), None);
+    let (_peer, book) = narrow(&mut desk);
+    desk.put(book, TIMER, [READ, 100, 1]);
+    desk.turn();
+    assert_eq!(desk.seats[0].left.next_deadline, Some(desk.now + 100 * MS));
+    desk.pass(100 * MS);
+    assert_eq!(desk.books[book].timeouts, [(READ, 1)]);
+}
+
+#[test]
+fn a_deadline_of_zero_disarms() {
+    let mut desk = desk(Some(SECOND), None);
+    let (_peer, book) = narrow(&mut desk);
+    desk.put(book, TIMER, [READ, 100, 1]);
+    desk.put(book, TIMER, [READ, 0, 2]);
+    desk.put(book, TIMER, [IDLE, 0, 3]);
+    desk.turn();
+    desk.pass(10 * SECOND);
+    assert_eq!(desk.books[book].timeouts, []);
+}
+
+#[test]
+fn the_deadline_of_a_former_connection_does_not_reach_the_new_one_in_its_slot() {
+    let mut desk = desk(None, None);
+    let address = desk.listen();
+    let (_old_peer, old) = desk.connect(&address);
+    desk.put(old, TIMER, [READ, 100, 1]);
+    desk.put(old, RESET, [0; 3]);
+    desk.until_closed(old);
+    desk.turn();
+    let (_new_peer, new) = desk.connect(&address);
+    assert_eq!(desk.books[new].token.slot, desk.books[old].token.slot);
+    desk.pass(SECOND);
+    assert_eq!(desk.books[new].timeouts, []);
+}
+
+#[test]
+fn a_connection_that_lives_long_collects_no_timers() {
+    let mut desk = desk(Some(60 * SECOND), None);
+    let (peer, book) = narrow(&mut desk);
+    for request in 0..1000 {
+        desk.put(book, TIMER, [READ, 500, request]);
+        desk.turn();
+        peer.write(b"?");
+        desk.until_arrived(book, request as usize + 1);
+        desk.put(book, TIMER, [READ, 0, request]);
+        desk.pass(SECOND);
+    }
+    let end = desk.now + 3600 * SECOND;
+    let entries = std::iter::from_fn(|| desk.seats[0].poll.timers.pop_due(end)).count();
+    assert!(entries < 100, "{entries} entries for one connection");
+}
