@@ -23,8 +23,8 @@ const NUMBERS = {
   Int32LE: [4, -0x80000000, 0x7fffffff, -2],
   BigInt64BE: [8, -(2n ** 63n), 2n ** 63n - 1n, -2n],
   BigInt64LE: [8, -(2n ** 63n), 2n ** 63n - 1n, -2n],
-  FloatBE: [4, 0.5, -1.5e10, Infinity],
-  FloatLE: [4, 0.5, -1.5e10, Infinity],
+  FloatBE: [4, 0.5, -1.5 * 2 ** 34, Infinity],
+  FloatLE: [4, 0.5, -1.5 * 2 ** 34, Infinity],
   DoubleBE: [8, Math.PI, -Number.MAX_VALUE, -Infinity],
   DoubleLE: [8, Math.PI, -Number.MAX_VALUE, -Infinity],
 }
@@ -375,7 +375,7 @@ test.serial('a peek across pieces that is repeated takes memory once', async (t)
   reader.peek(6)
   const { blocksOut } = stats()
   for (let i = 0; i < 10_000; i++) reader.peek(6)
-  t.is(stats().blocksOut, blocksOut)
+  t.true(stats().blocksOut <= blocksOut)
   reader.skip(6)
   reader.release()
   await send(peer, Buffer.alloc(MIB - 1, 'x'))
@@ -383,7 +383,7 @@ test.serial('a peek across pieces that is repeated takes memory once', async (t)
   reader.peek(MIB - 1)
   const { bytesOut } = stats()
   for (let i = 0; i < 1000; i++) reader.peek(MIB - 1)
-  t.is(stats().bytesOut, bytesOut)
+  t.true(stats().bytesOut <= bytesOut)
 })
 
 test.serial('a slice keeps its blocks until its own release(), and then they go back', async (t) => {

@@ -47,7 +47,7 @@ pub(crate) enum Attempt {
     Dropped,
     /// Nobody waits.
     Empty,
-    /// No descriptor or memory is left: rest, then arm again.
+    /// No descriptor or memory is left, or something else that may pass: rest, then arm again.
     Exhausted,
     /// The listener is broken, or was closed.
     Failed(Cause),
@@ -102,13 +102,132 @@ impl Acceptor {
     fn refuse(&self, error: &io::Error) -> Attempt {
         match error.raw_os_error() {
             Some(sys::EAGAIN) => Attempt::Empty,
-            Some(sys::EMFILE | sys::ENFILE | sys::ENOBUFS | sys::ENOMEM) => Attempt::Exhausted,
             Some(sys::EINVAL | sys::EBADF | sys::ENOTSOCK | sys::EOPNOTSUPP) => {
                 let cause = if self.listener.is_closed() { Cause::ORDERLY } else { Cause::of(error) };
                 Attempt::Failed(cause)
             }
-            // accept passes on errors of the connection itself (ECONNABORTED, EPROTO, ENETDOWN ...).
-            _ => Attempt::Dropped,
+            // accept passes on the errors of a connection that is gone already.
+            Some(sys::ECONNABORTED | sys::EPROTO | sys::ENETDOWN | sys::EHOSTUNREACH | sys::ENETUNREACH) => {
+                Attempt::Dropped
+            }
+            // Whatever else stands in the way (a security policy, say) will not be gone at once.
+            _ => Attempt::Exhausted,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+    use std::net::{SocketAddr, TcpStream};
+    use std::time::Instant;
+
+    use mio::{Events, Poll};
+
+    use super::*;
+    use crate::connection::Limits;
+    use crate::listener::ListenOptions;
+
+    fn acceptor(max_connections: u32) -> Acceptor {
+        let options = ListenOptions {
+            backlog: 8,
+            reuse_port: false,
+            ipv6_only: false,
+            no_delay: true,
+            keep_alive: false,
+            recv_buffer: None,
+            send_buffer: None,
+            unlink: false,
+        };
+        let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
+        let listener = Listener::bind(3, "tcp", "127.0.0.1:0", &options).unwrap();
+        Acceptor::new(Arc::new(listener), Arc::new(Server::new(1, limits, max_connections, true)))
+    }
+
+    fn connect(acceptor: &Acceptor) -> TcpStream {
+        let address = SocketAddr::from(([127, 0, 0, 1], acceptor.listener.endpoint.port));
+        TcpStream::connect(address).unwrap()
+    }
+
+    /// Attempts until somebody has come: the kernel may take a moment to queue whom it has told so.
+    fn attempt(acceptor: &Acceptor) -> Attempt {
+        let start = Instant::now();
+        loop {
+            match acceptor.attempt() {
+                Attempt::Empty => assert!(start.elapsed() < Duration::from_secs(10), "nobody came"),
+                other => return other,
+            }
+        }
+    }
+
+    fn refusal(acceptor: &Acceptor, errno: i32) -> Attempt {
+        acceptor.refuse(&io::Error::from_raw_os_error(errno))
+    }
+
+    #[test]
+    fn whoever_waits_is_accepted_with_both_addresses() {
+        let acceptor = acceptor(0);
+        assert!(matches!(acceptor.attempt(), Attempt::Empty));
+        let client = connect(&acceptor);
+        let Attempt::Accepted(accepted) = attempt(&acceptor) else { panic!("it was not accepted") };
+        let ports = [accepted.remote, accepted.local].map(|words| address::decode(words).unwrap().port);
+        assert_eq!(ports, [client.local_addr().unwrap().port(), client.peer_addr().unwrap().port()]);
+        assert!(matches!(acceptor.attempt(), Attempt::Empty));
+    }
+
+    #[test]
+    fn one_too_many_is_dropped() {
+        let acceptor = acceptor(1);
+        let _clients = [(); 2].map(|()| connect(&acceptor));
+        assert!(matches!(attempt(&acceptor), Attempt::Accepted(_)));
+        assert!(matches!(attempt(&acceptor), Attempt::Dropped));
+    }
+
+    #[test]
+    fn nobody_is_accepted_from_a_closed_listener() {
+        let acceptor = acceptor(0);
+        let _client = connect(&acceptor);
+        acceptor.listener.close();
+        assert!(matches!(acceptor.attempt(), Attempt::Failed(Cause::ORDERLY)));
+    }
+
+    #[test]
+    fn an_error_means_what_it_says_about_listener_process_or_peer() {
+        let acceptor = acceptor(0);
+        assert!(matches!(refusal(&acceptor, sys::EAGAIN), Attempt::Empty));
+        for errno in [sys::EMFILE, sys::ENFILE, sys::ENOBUFS, sys::ENOMEM] {
+            assert!(matches!(refusal(&acceptor, errno), Attempt::Exhausted), "{errno}");
+        }
+        for errno in [sys::EINVAL, sys::EBADF, sys::ENOTSOCK, sys::EOPNOTSUPP] {
+            let Attempt::Failed(cause) = refusal(&acceptor, errno) else { panic!("{errno}") };
+            assert_eq!(cause, Cause::of(&io::Error::from_raw_os_error(errno)));
+        }
+        let aborted = (1..200)
+            .find(|errno| io::Error::from_raw_os_error(*errno).kind() == ErrorKind::ConnectionAborted);
+        assert!(matches!(refusal(&acceptor, aborted.unwrap()), Attempt::Dropped));
+        acceptor.listener.close();
+        assert!(matches!(refusal(&acceptor, sys::EINVAL), Attempt::Failed(Cause::ORDERLY)));
+    }
+
+    #[test]
+    fn arming_again_after_a_rest_tells_of_those_who_have_waited() {
+        let mut poll = Poll::new().unwrap();
+        let mut events = Events::with_capacity(8);
+        let mut acceptor = acceptor(0);
+        acceptor.arm(poll.registry()).unwrap();
+        acceptor.arm(poll.registry()).unwrap();
+        let _client = connect(&acceptor);
+        for _ in 0..3 {
+            poll.poll(&mut events, Some(Duration::from_secs(10))).unwrap();
+            let tokens = events.iter().map(|event| event.token()).collect::<Vec<_>>();
+            assert_eq!(tokens, [Subject::Listener(3).mio()]);
+            acceptor.is_ready = true;
+            acceptor.disarm(poll.registry());
+            assert!(!acceptor.is_ready);
+            acceptor.disarm(poll.registry());
+            poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+            assert!(events.is_empty(), "a listener at rest costs nothing");
+            acceptor.arm(poll.registry()).unwrap();
         }
     }
 }

@@ -290,14 +290,13 @@ impl Block {
         self.home().as_ptr().wrapping_add(self.offset() as usize)
     }
 
-    /// Lends one more reference to JavaScript, until `BlockTable::give_back`.
+    /// Lends this reference to JavaScript, until `BlockTable::give_back`.
     #[inline]
-    pub fn lend(&self) {
-        let count = self.home().count(self.index);
-        // Relaxed, as in clone. First here, so that never more is lent than there are references.
-        count.refs.fetch_add(1, Relaxed);
+    pub fn lend(self) {
         // Release: with the Acquire of take_lent, so that whoever takes this one back finds it in `refs`.
-        count.lent.fetch_add(1, Release);
+        self.home().count(self.index).lent.fetch_add(1, Release);
+        // What this value counted for in `refs` belongs to JavaScript now.
+        std::mem::forget(self);
     }
 
     /// The first reference to a block that the stock has just handed out.
@@ -388,6 +387,15 @@ impl Range {
     #[inline]
     pub fn address(&self) -> (u32, u32) {
         (self.block.chunk(), self.block.offset() + self.start)
+    }
+
+    /// Lends the range's reference to JavaScript: chunk, offset in the chunk, and length.
+    #[inline]
+    pub fn lend(self) -> (u32, u32, u32) {
+        let (chunk, offset) = self.address();
+        let Range { block, len, .. } = self;
+        block.lend();
+        (chunk, offset, len)
     }
 
     /// Drops the first `n` bytes, at most all.
@@ -585,8 +593,8 @@ mod tests {
         let table = BlockTable::new(64 * MIB);
         let block = table.alloc(1).unwrap();
         let (chunk, offset) = (block.chunk(), block.offset());
-        block.lend();
-        block.lend();
+        block.clone().lend();
+        block.clone().lend();
         drop(block);
         assert!(table.give_back(chunk, offset, 1));
         assert_eq!(table.blocks_out(), 1);
@@ -600,7 +608,7 @@ mod tests {
         let block = table.alloc(1).unwrap();
         let (chunk, offset) = (block.chunk(), block.offset());
         assert!(!table.give_back(chunk, offset, 1));
-        block.lend();
+        block.clone().lend();
         let wrong = [(chunk + 1, offset, 1), (u32::MAX, offset, 1), (chunk, CHUNK_SIZE as u32, 1)];
         for (chunk, offset, count) in wrong {
             assert!(!table.give_back(chunk, offset, count));
@@ -619,7 +627,7 @@ mod tests {
         let table = BlockTable::new(64 * MIB);
         let block = table.alloc(1).unwrap();
         let (chunk, offset, start) = (block.chunk(), block.offset(), block.as_ptr());
-        block.lend();
+        block.clone().lend();
         drop(block);
         let range = table.range(chunk, offset + 10, 20).unwrap();
         assert!(table.give_back(chunk, offset, 1));
@@ -635,7 +643,7 @@ mod tests {
         let table = BlockTable::new(64 * MIB);
         let (block, held) = (table.alloc(1).unwrap(), table.alloc(1).unwrap());
         let (chunk, offset) = (block.chunk(), block.offset());
-        block.lend();
+        block.clone().lend();
         assert!(table.range(chunk, offset, MIN_BLOCK).is_some());
         let wrong = [
             (chunk, offset, 0),
@@ -683,31 +691,34 @@ mod tests {
         assert_eq!(range.len(), 8);
     }
 
+    /// Sixteen of these are a chunk.
+    const QUARTER: u32 = 256 << 10;
+
     #[test]
     fn an_idle_chunk_gives_its_pages_back_and_is_used_again() {
         let table = BlockTable::new(64 * MIB);
-        let mut blocks: Vec<Block> = (0..8).map(|_| table.alloc(MAX_BLOCK).unwrap()).collect();
+        let mut blocks: Vec<Block> = (0..32).map(|_| table.alloc(QUARTER).unwrap()).collect();
         blocks.iter().for_each(|block| write(block, 7));
-        let address = blocks[7].as_ptr();
-        blocks.drain(0..4);
+        let address = blocks[31].as_ptr();
+        blocks.drain(0..16);
         blocks.clear();
         let chunk = table.chunk(1).unwrap();
         assert!((chunk.as_ptr()..chunk.as_ptr().wrapping_add(chunk.len())).contains(&address));
         // SAFETY: the chunk is mapped, and no block of it is out.
         assert_eq!(unsafe { address.read() }, 0, "the pages are gone");
-        let blocks: Vec<Block> = (0..8).map(|_| table.alloc(MAX_BLOCK).unwrap()).collect();
-        assert_eq!(blocks.iter().map(first_byte).filter(|byte| *byte == 7).count(), 4, "one chunk was kept");
+        let blocks: Vec<Block> = (0..32).map(|_| table.alloc(QUARTER).unwrap()).collect();
+        assert_eq!(blocks.iter().map(first_byte).filter(|byte| *byte == 7).count(), 16, "one chunk was kept");
         assert_eq!(table.chunk_bytes(), 2 * CHUNK_SIZE as u64);
     }
 
     #[test]
     fn a_chunk_whose_pages_are_gone_is_used_after_the_others() {
         let table = BlockTable::new(64 * MIB);
-        let mut blocks: Vec<Block> = (0..8).map(|_| table.alloc(MAX_BLOCK).unwrap()).collect();
-        blocks.drain(0..4);
+        let mut blocks: Vec<Block> = (0..32).map(|_| table.alloc(QUARTER).unwrap()).collect();
+        blocks.drain(0..16);
         blocks.clear();
-        let chunks: Vec<u32> = (0..8).map(|_| table.alloc(MAX_BLOCK).unwrap().chunk()).collect();
-        assert_eq!(chunks, [0; 8]);
+        let chunks: Vec<u32> = (0..32).map(|_| table.alloc(QUARTER).unwrap().chunk()).collect();
+        assert_eq!(chunks, [0; 32]);
     }
 
     #[test]
@@ -770,7 +781,7 @@ mod tests {
         let thread = thread::spawn(move || {
             for _ in 0..20_000 {
                 let block = lender.alloc(1).unwrap();
-                block.lend();
+                block.clone().lend();
                 send.send((block.chunk(), block.offset())).unwrap();
             }
         });

@@ -188,3 +188,101 @@ impl fmt::Debug for Doorbell {
         f.debug_struct("Doorbell").field("scheduled", &self.scheduled).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    const ENTRIES: u32 = 8;
+    const SLOTS: u32 = 3;
+    const WORDS: usize = 64 + 2 * 8 * 8 + 3 * (8 + 16);
+
+    fn words(count: usize) -> &'static [AtomicU32] {
+        Box::leak((0..count).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    fn values(words: &[AtomicU32]) -> Vec<u32> {
+        words.iter().map(|word| word.load(Ordering::Relaxed)).collect()
+    }
+
+    #[test]
+    fn only_memory_of_the_right_size_and_rings_of_a_power_of_two_are_taken() {
+        assert!(Border::new(words(WORDS), ENTRIES, SLOTS).is_some());
+        assert!(Border::new(words(WORDS - 1), ENTRIES, SLOTS).is_none());
+        assert!(Border::new(words(WORDS + 1), ENTRIES, SLOTS).is_none());
+        assert!(Border::new(words(64 + 2 * 12 * 8), 12, 0).is_none());
+        assert!(Border::new(words(64 + 2 * 4 * 8), 4, 0).is_none());
+        assert!(Border::new(words(64), 0, 0).is_none());
+    }
+
+    #[test]
+    fn no_two_parts_overlap_and_together_they_are_all_there_is() {
+        let border = Border::new(words(WORDS), ENTRIES, SLOTS).unwrap();
+        let token = |slot| Token { slot, generation: 1 };
+        let mut parts =
+            vec![&border.words[..HEADER_WORDS], border.completions().words, border.submissions().words];
+        parts.extend((0..SLOTS).map(|slot| border.status(token(slot)).words));
+        parts.extend((0..SLOTS).map(|slot| border.address_entry(slot).unwrap()));
+        let places = parts.iter().flat_map(|part| part.iter().map(std::ptr::from_ref)).collect::<Vec<_>>();
+        assert_eq!(places.len(), WORDS);
+        assert_eq!(places.into_iter().collect::<HashSet<_>>().len(), WORDS);
+    }
+
+    #[test]
+    fn a_slot_that_is_opened_has_its_generation_its_addresses_and_nothing_of_its_former_connection() {
+        let border = Border::new(words(WORDS), ENTRIES, SLOTS).unwrap();
+        let token = Token { slot: 1, generation: 5 };
+        let status = border.status(token);
+        status.raise(StatusEntry::READ_ENDED);
+        status.raise(StatusEntry::CLOSED);
+        status.set_bytes_read(1 << 32 | 2);
+        status.set_bytes_sent(3 << 32 | 4);
+        assert_eq!(values(status.words), [0, 5, 2, 1, 4, 3, 0, 0]);
+        let (remote, local) = ([1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]);
+        border.open_slot(token, remote, local);
+        assert_eq!(values(status.words), [5, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(border.addresses(1), Some([remote, local]));
+        assert_eq!(border.addresses(0), Some([[0; 6]; 2]), "other slots are untouched");
+    }
+
+    #[test]
+    fn a_slot_that_is_not_there_has_no_addresses() {
+        let border = Border::new(words(WORDS), ENTRIES, SLOTS).unwrap();
+        assert_eq!([SLOTS, u32::MAX].map(|slot| border.addresses(slot)), [None, None]);
+    }
+
+    #[test]
+    fn the_header_is_where_the_contract_has_it() {
+        let border = Border::new(words(WORDS), ENTRIES, SLOTS).unwrap();
+        border.set_died();
+        border.fall_asleep();
+        border.completions().tail.store(10, Ordering::Relaxed);
+        border.completions().backlogged.store(11, Ordering::Relaxed);
+        border.completions().head.store(12, Ordering::Relaxed);
+        border.submissions().tail.store(13, Ordering::Relaxed);
+        border.submissions().backlogged.store(14, Ordering::Relaxed);
+        border.submissions().head.store(15, Ordering::Relaxed);
+        let header = values(&border.words[..HEADER_WORDS]);
+        let set = (0..).zip(header).filter(|(_, value)| *value != 0).collect::<Vec<(usize, u32)>>();
+        assert_eq!(set, [(0, 10), (1, 11), (2, 1), (16, 12), (32, 13), (33, 14), (48, 15), (49, 1)]);
+        border.wake_up();
+        assert_eq!(border.words[SLEEPING].load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_bell_that_rings_is_not_rung_again() {
+        let (scheduled, count) = (&words(1)[0], Arc::new(AtomicUsize::new(0)));
+        let counted = count.clone();
+        let ring = move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        };
+        let doorbell = Doorbell::new(scheduled, Arc::new(ring));
+        assert_eq!([(); 3].map(|()| doorbell.ring()), [true, false, false]);
+        scheduled.store(0, Ordering::Relaxed);
+        assert!(doorbell.ring());
+        assert_eq!(count.load(Ordering::Relaxed), 2);
+    }
+}

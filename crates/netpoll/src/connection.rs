@@ -58,6 +58,7 @@ impl Connection {
     pub(crate) fn fail(&mut self, cause: Cause) {
         self.failure.get_or_insert(cause);
         self.output.queue.clear();
+        self.output.blocked_since = None;
         self.output.ended = true;
     }
 

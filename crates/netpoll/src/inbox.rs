@@ -67,10 +67,73 @@ impl Inboxes {
 
     pub(crate) fn take(&self, poll: usize) -> Vec<Command> {
         match self.inboxes.get(poll) {
-            Some(inbox) if inbox.has_commands.swap(false, Ordering::Acquire) => {
+            Some(inbox)
+                if inbox.has_commands.load(Ordering::Relaxed)
+                    && inbox.has_commands.swap(false, Ordering::Acquire) =>
+            {
                 std::mem::take(&mut inbox.commands.lock().unwrap_or_else(PoisonError::into_inner))
             }
             _ => Vec::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use mio::{Events, Poll};
+
+    use super::*;
+    use crate::token::Subject;
+
+    fn inboxes(count: usize) -> (Vec<Poll>, Inboxes) {
+        let polls = (0..count).map(|_| Poll::new().unwrap()).collect::<Vec<_>>();
+        let waker = |poll: &Poll| mio::Waker::new(poll.registry(), Subject::Waker.mio()).unwrap();
+        let inboxes = Inboxes::new(polls.iter().map(waker).collect());
+        (polls, inboxes)
+    }
+
+    fn is_woken(poll: &mut Poll) -> bool {
+        let mut events = Events::with_capacity(8);
+        poll.poll(&mut events, Some(Duration::ZERO)).unwrap();
+        !events.is_empty()
+    }
+
+    fn ids(commands: Vec<Command>) -> Vec<u32> {
+        let id = |command| if let Command::CloseListener(id) = command { id } else { panic!("{command:?}") };
+        commands.into_iter().map(id).collect()
+    }
+
+    #[test]
+    fn commands_arrive_in_order_at_their_poll_only_and_once() {
+        let (_polls, inboxes) = inboxes(2);
+        (0..3).for_each(|id| inboxes.send(1, Command::CloseListener(id)));
+        assert_eq!([0, 1].map(|poll| inboxes.has_commands(poll)), [false, true]);
+        assert_eq!(ids(inboxes.take(0)), []);
+        assert_eq!(ids(inboxes.take(1)), [0, 1, 2]);
+        assert!(!inboxes.has_commands(1));
+        assert_eq!(ids(inboxes.take(1)), []);
+    }
+
+    #[test]
+    fn a_command_wakes_its_poll_and_no_other() {
+        let (mut polls, inboxes) = inboxes(2);
+        inboxes.send(1, Command::CloseListener(0));
+        assert_eq!([0, 1].map(|poll| is_woken(&mut polls[poll])), [false, true]);
+    }
+
+    #[test]
+    fn a_poll_that_is_not_there_gets_nothing() {
+        let (_polls, inboxes) = inboxes(1);
+        inboxes.send(1, Command::CloseListener(0));
+        inboxes.wake(1);
+        assert!(!inboxes.has_commands(0) && !inboxes.has_commands(1) && inboxes.take(1).is_empty());
+    }
+
+    #[test]
+    fn the_polls_take_turns() {
+        let (_polls, inboxes) = inboxes(3);
+        assert_eq!([(); 5].map(|()| inboxes.pick()), [0, 1, 2, 0, 1]);
     }
 }

@@ -23,6 +23,9 @@ use crate::token::Subject;
 /// Reads of one connection in one visit: then the others have their turn.
 const READS_PER_VISIT: u32 = 4;
 
+/// Bytes sent for one connection in one visit: a fast reader must not keep the others waiting.
+const BYTES_PER_VISIT: u64 = 2 << 20;
+
 /// Unread bytes thrown away before a descriptor is closed: without that the kernel answers our close with
 /// RST, and the peer may lose what we have sent. Bounded, for the peer may never stop.
 const DISCARD: usize = 16 * 1024 * 1024;
@@ -46,6 +49,8 @@ pub(crate) struct Io {
 pub(crate) enum Visit {
     /// There may be more.
     Unfinished,
+    /// There is no memory to read into.
+    Starved,
     /// Nothing more is there, or the connection does not want it.
     Finished,
     /// The connection is over.
@@ -117,7 +122,7 @@ impl Io {
             let size = operator.connection.input.size;
             let offered = self.intake.offer(size, &mut self.barrier);
             if offered == 0 {
-                return Visit::Unfinished;
+                return Visit::Starved;
             }
             self.counters.reads.add(1);
             match sys::read_vectored(operator.descriptor(), self.barrier.as_slice()) {
@@ -147,10 +152,8 @@ impl Io {
         status.set_bytes_read(connection.input.delivered);
         for range in self.intake.take(size, read) {
             let range = own_when_scarce(&self.table, range);
-            range.block().lend();
-            let (chunk, offset) = range.address();
-            self.completions
-                .put(Completion::Data { token: *token, chunk, offset, length: range.len() }.encode());
+            let (chunk, offset, length) = range.lend();
+            self.completions.put(Completion::Data { token: *token, chunk, offset, length }.encode());
             self.counters.records.add(1);
         }
         self.is_urgent = true;
@@ -165,15 +168,24 @@ impl Io {
     }
 
     fn receive_end(&mut self, operator: &mut Operator) -> Visit {
+        if let Some(cause) = operator.connection.failure {
+            // The failed send has taken the error out of the socket; this is no FIN.
+            return Visit::Over(cause);
+        }
         operator.connection.input.ended = true;
         operator.status.raise(StatusEntry::READ_ENDED);
         self.tell(Completion::Eof { token: operator.token });
         visit_end(operator)
     }
 
-    /// Sends what is pending until the kernel takes no more, and FIN behind it when it is due.
+    /// Sends what is pending until the kernel takes no more or this visit's budget is spent, and FIN behind
+    /// it when it is due.
     pub(crate) fn transmit(&mut self, operator: &mut Operator, now: Instant) -> Visit {
+        let limit = operator.connection.output.sent + BYTES_PER_VISIT;
         while !operator.connection.output.queue.is_empty() && !operator.connection.output.is_blocked {
+            if operator.connection.output.sent >= limit {
+                return Visit::Unfinished;
+            }
             let bytes = operator.connection.output.queue.iovecs(&mut self.barrier);
             debug_assert!(bytes > 0);
             self.counters.sends.add(1);
@@ -280,7 +292,7 @@ fn discard_input(operator: &Operator) {
 /// While much is held, one slow reader must not hold a block that others share: its bytes move to a block
 /// of their own size.
 fn own_when_scarce(table: &BlockTable, range: Range) -> Range {
-    if table.above_shared_limit() {
+    if table.above_shared_limit() && range.len() <= range.block().len() / 4 {
         range.copied(table).unwrap_or(range)
     } else {
         range

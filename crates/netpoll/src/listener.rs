@@ -163,10 +163,19 @@ fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(crate::sys::EAFNOSUPPORT | crate::sys::EADDRNOTAVAIL))
 }
 
-/// Only a socket that nobody answers at is stale; anything else at the path stays, and bind reports it.
+/// Only a socket that nobody listens at is stale; anything else at the path stays, and bind reports it.
 fn remove_stale(path: &Path) {
     let is_socket = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err() {
+    if is_socket && is_refused(path) {
         let _ = std::fs::remove_file(path);
     }
+}
+
+/// Does not wait for a listener whose backlog is full: that one is alive.
+fn is_refused(path: &Path) -> bool {
+    let attempt = || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
+        socket.connect(&SockAddr::unix(path)?)
+    };
+    attempt().is_err_and(|error| error.raw_os_error() == Some(crate::sys::ECONNREFUSED))
 }

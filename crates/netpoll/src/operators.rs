@@ -150,3 +150,81 @@ impl Operators {
         Some(slot)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::sync::atomic::AtomicU32;
+    use std::time::Instant;
+
+    use super::*;
+    use crate::border::Border;
+    use crate::connection::Limits;
+
+    const SLOTS: u32 = 2;
+
+    fn border() -> Border {
+        let words = 64 + 2 * 8 * 8 + SLOTS as usize * 24;
+        Border::new(Box::leak((0..words).map(|_| AtomicU32::new(0)).collect()), 8, SLOTS).unwrap()
+    }
+
+    /// Gives a slot away, if there is one; the other end of the descriptor tells what has become of it.
+    fn insert(operators: &mut Operators) -> (Option<Token>, UnixStream) {
+        let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let parts = Parts {
+            connection: Connection::new(&limits, Instant::now()),
+            server: Arc::new(Server::new(1, limits, 0, true)),
+            descriptor: ours.into(),
+            is_unix: true,
+        };
+        let border = border();
+        (operators.insert(parts, |token| border.status(token)), theirs)
+    }
+
+    fn is_closed(mut peer: UnixStream) -> bool {
+        peer.set_nonblocking(true).unwrap();
+        peer.read(&mut [0]).is_ok_and(|read| read == 0)
+    }
+
+    #[test]
+    fn slots_are_given_away_up_to_the_limit_and_then_the_descriptor_is_closed() {
+        let mut operators = Operators::new(SLOTS);
+        let [first, second, third] = [(); 3].map(|()| insert(&mut operators));
+        assert_eq!([first.0, second.0].map(|token| token.unwrap().slot), [0, 1]);
+        assert_eq!((third.0, operators.open(), operators.has_room()), (None, 2, false));
+        assert!(is_closed(third.1) && !is_closed(first.1));
+    }
+
+    #[test]
+    fn a_closed_slot_is_taken_until_it_is_acknowledged_and_has_another_generation_then() {
+        let mut operators = Operators::new(1);
+        let (token, peer) = insert(&mut operators);
+        let token = token.unwrap();
+        assert!(!operators.acknowledge(token), "an open slot is not freed");
+        drop(operators.close(token));
+        assert!(is_closed(peer));
+        assert!(operators.close(token).is_none() && operators.get_mut(token).is_none());
+        assert_eq!((operators.open(), operators.has_room(), insert(&mut operators).0), (0, false, None));
+        assert!(operators.acknowledge(token) && !operators.acknowledge(token), "it is freed once");
+        let next = insert(&mut operators).0.unwrap();
+        assert_eq!((next.slot, next.generation), (token.slot, token.generation + 1));
+    }
+
+    #[test]
+    fn a_stale_or_unknown_token_names_nothing() {
+        let mut operators = Operators::new(SLOTS);
+        let (token, _peer) = insert(&mut operators);
+        let token = token.unwrap();
+        let stale = Token { generation: token.generation + 1, ..token };
+        let unknown = Token { slot: token.slot + 1, ..token };
+        for wrong in [stale, unknown, Token { slot: u32::MAX, ..token }] {
+            assert!(operators.get_mut(wrong).is_none());
+            assert!(operators.close(wrong).is_none());
+            assert!(!operators.acknowledge(wrong));
+        }
+        assert_eq!(operators.get_mut(token).map(|operator| operator.token), Some(token));
+        assert_eq!(operators.iter().count(), 1);
+    }
+}

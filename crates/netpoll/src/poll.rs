@@ -1,26 +1,30 @@
 //! One epoll instance and everything that hangs on it. Its only entry is [`Poll::turn`].
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Result};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::Events;
 
-use crate::acceptor::{Accepted, Acceptor, Attempt, REST};
+use crate::acceptor::Acceptor;
 use crate::block::{BlockTable, Pressure};
 use crate::border::{Border, Doorbell, StatusEntry};
-use crate::connection::{Connection, Expired, Finish};
+use crate::connection::{Expired, Finish};
 use crate::counters::Counters;
-use crate::inbox::{Command, Inboxes};
-use crate::io::{set_option, Io, Visit};
-use crate::operators::{Operator, Operators, Parts};
+use crate::inbox::Inboxes;
+use crate::io::{Io, Visit};
+use crate::operators::{Operator, Operators};
 use crate::pin::PinTable;
 use crate::ready_list::ReadyList;
-use crate::record::{Cause, Completion, Submission};
+use crate::record::{Cause, Completion};
 use crate::ring::Consumer;
 use crate::sys;
 use crate::timers::Timers;
 use crate::token::{Subject, Token};
+
+mod listeners;
+mod submissions;
 
 /// How much one turn does of each kind, so that none starves the others.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +68,9 @@ const ACCEPT_DELAY: Duration = Duration::from_millis(5);
 /// How long reading rests when memory is scarce, if nothing else wakes the poll before.
 const SCARCITY_DELAY: Duration = Duration::from_millis(10);
 
+/// Entries that the timers may hold beyond two for each connection before the stale ones are dropped.
+const TIMER_SLACK: usize = 1024;
+
 /// What the polls of an environment share.
 #[derive(Clone, Debug)]
 pub(crate) struct Shared {
@@ -86,11 +93,13 @@ pub(crate) struct Poll {
     operators: Operators,
     io: Io,
     ready: ReadyList,
-    dirty: Vec<Token>,
+    dirty: VecDeque<Token>,
     acceptors: Vec<Acceptor>,
     timers: Timers,
     /// When the bell must ring for ACCEPTs that may wait.
     announce_at: Option<Instant>,
+    /// Before this nobody else is reset for want of memory.
+    relieved_at: Option<Instant>,
     /// Reading and accepting rest until memory or JavaScript allows them again.
     is_held: bool,
 }
@@ -114,10 +123,11 @@ impl Poll {
             operators: Operators::new(border.slots()),
             io: Io::new(registry, &border, shared.table.clone(), counters),
             ready: ReadyList::default(),
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
             acceptors: Vec::new(),
             timers: Timers::default(),
             announce_at: None,
+            relieved_at: None,
             is_held: false,
             shared,
         })
@@ -132,13 +142,18 @@ impl Poll {
         self.collect()?;
         self.take_events();
         self.transmit_dirty(now);
+        if self.io.is_backlogged() {
+            // JavaScript may have made room; then reading goes on in this turn.
+            self.publish(now);
+        }
         self.is_held = self.io.is_backlogged() || self.shared.table.pressure() != Pressure::Low;
         if !self.is_held {
             more |= self.receive_ready(now, budget);
             more |= self.accept_ready(now, budget.accepts);
         }
+        more |= !self.dirty.is_empty();
         self.expire_deadlines(now);
-        self.relieve();
+        self.relieve(now);
         self.return_pins();
         self.publish(now);
         Ok(Turn { next_deadline: self.next_deadline(now), more })
@@ -181,94 +196,7 @@ impl Poll {
         self.poll_events(Some(Duration::ZERO))
     }
 
-    // ---- what JavaScript has submitted
-
-    fn take_submissions(&mut self, now: Instant, budget: u32) -> bool {
-        for _ in 0..budget {
-            let Some(record) = self.submissions.take() else { break };
-            if !Submission::decode(&record).is_some_and(|submission| self.submit(submission, now)) {
-                self.io.counters.stale_records.add(1);
-            }
-        }
-        if self.submissions.release() {
-            // JavaScript holds records for which there was no room: it moves them up when it drains.
-            self.ring();
-        }
-        self.submissions.look()
-    }
-
-    /// False when the record names something that is not, or not any more.
-    fn submit(&mut self, submission: Submission, now: Instant) -> bool {
-        match submission {
-            Submission::Done { chunk, offset, count } => self.shared.table.give_back(chunk, offset, count),
-            Submission::Ack { token } => self.operators.acknowledge(token),
-            Submission::Reset { token } => self.reset(token, Cause::ORDERLY),
-            Submission::Send { token, chunk, offset, length } => self.send(token, chunk, offset, length),
-            Submission::SendPin { token, pin } => self.send_pin(token, pin),
-            Submission::End { token } => self.finish(token, Finish::End),
-            Submission::Close { token } => self.finish(token, Finish::Close),
-            Submission::WatchDrain { token, target } => self.watch(token, target),
-            Submission::Timer { token, which, milliseconds, sequence } => self.change(token, |operator| {
-                operator.connection.deadlines.set(which, milliseconds, sequence, now)
-            }),
-            Submission::Input { token, credit, mark } => {
-                self.change(token, |operator| operator.connection.input.credit(credit, mark))
-            }
-            Submission::Pause { token } => {
-                self.change(token, |operator| operator.connection.input.paused = true)
-            }
-            Submission::Resume { token } => {
-                self.change(token, |operator| operator.connection.input.paused = false)
-            }
-            Submission::Option { token, option } => {
-                self.change(token, |operator| set_option(operator, option))
-            }
-        }
-    }
-
-    /// Changes a connection, and does what the change may have made due.
-    fn change(&mut self, token: Token, change: impl FnOnce(&mut Operator)) -> bool {
-        let Some(operator) = self.operators.get_mut(token) else { return false };
-        change(operator);
-        self.ready.list(operator);
-        arm(&mut self.timers, operator);
-        true
-    }
-
-    fn send(&mut self, token: Token, chunk: u32, offset: u32, length: u32) -> bool {
-        let Some(operator) = self.operators.get_mut(token) else { return false };
-        let Some(range) = self.shared.table.range(chunk, offset, length) else { return false };
-        // After the end of the output there is nothing to send it with; the range goes back by itself.
-        if operator.connection.output.is_open() {
-            operator.connection.output.queue.push(range);
-            mark_dirty(&mut self.dirty, operator);
-        }
-        true
-    }
-
-    fn send_pin(&mut self, token: Token, pin: u32) -> bool {
-        let Some(pin) = self.shared.pins.take(pin) else { return false };
-        let Some(operator) = self.operators.get_mut(token) else { return false };
-        if operator.connection.output.is_open() {
-            operator.connection.output.queue.push_pin(pin);
-            mark_dirty(&mut self.dirty, operator);
-        }
-        true
-    }
-
-    fn finish(&mut self, token: Token, finish: Finish) -> bool {
-        let Some(operator) = self.operators.get_mut(token) else { return false };
-        operator.connection.output.finish(finish);
-        mark_dirty(&mut self.dirty, operator);
-        true
-    }
-
-    fn watch(&mut self, token: Token, target: u32) -> bool {
-        let Some(operator) = self.operators.get_mut(token) else { return false };
-        operator.connection.output.watch(target);
-        mark_dirty(&mut self.dirty, operator);
-        true
-    }
+    // ---- the end of a connection
 
     fn reset(&mut self, token: Token, cause: Cause) -> bool {
         let Some(operator) = self.operators.get_mut(token) else { return false };
@@ -283,64 +211,8 @@ impl Poll {
         if let Some(operator) = self.operators.close(token) {
             self.io.close(&operator, cause);
         }
-    }
-
-    // ---- what the environment asks for
-
-    fn take_commands(&mut self, now: Instant) {
-        for command in self.shared.inboxes.take(self.index) {
-            match command {
-                Command::Serve(listener, server) => self.serve(Acceptor::new(listener, server)),
-                Command::CloseListener(id) => self.drop_listener(id, Cause::ORDERLY),
-                Command::Adopt(accepted) => self.adopt(accepted, now),
-                Command::Crash => crash(),
-            }
-        }
-    }
-
-    fn serve(&mut self, mut acceptor: Acceptor) {
-        let id = acceptor.listener.id;
-        let armed = acceptor.arm(&self.io.registry);
-        self.acceptors.push(acceptor);
-        if let Err(error) = armed {
-            self.drop_listener(id, Cause::of(&error));
-        }
-    }
-
-    fn drop_listener(&mut self, id: u32, cause: Cause) {
-        let Some(place) = self.acceptors.iter().position(|acceptor| acceptor.listener.id == id) else {
-            return;
-        };
-        let mut acceptor = self.acceptors.swap_remove(place);
-        acceptor.disarm(&self.io.registry);
-        self.io.tell(Completion::Listener { id, cause });
-    }
-
-    fn adopt(&mut self, accepted: Accepted, now: Instant) {
-        let Accepted { descriptor, remote, local, is_unix, server } = accepted;
-        let connection = Connection::new(&server.limits, now);
-        let parts = Parts { connection, server: server.clone(), descriptor, is_unix };
-        let border = self.border;
-        let open = |token| {
-            border.open_slot(token, remote, local);
-            border.status(token)
-        };
-        let Some(token) = self.operators.insert(parts, open) else { return server.dismiss() };
-        self.io.counters.accepts.add(1);
-        self.announce(Completion::Accept { token, server: server.id }, server.announce_accept, now);
-        let Some(operator) = self.operators.get_mut(token) else { return };
-        arm(&mut self.timers, operator);
-        if let Err(error) = self.io.register(operator) {
-            self.close(token, Cause::of(&error));
-        }
-    }
-
-    fn announce(&mut self, accept: Completion, at_once: bool, now: Instant) {
-        if at_once {
-            self.io.tell(accept);
-        } else {
-            self.io.tell_some_time(accept);
-            self.announce_at.get_or_insert(now + ACCEPT_DELAY);
+        if self.operators.open() == 0 {
+            self.io.intake.release();
         }
     }
 
@@ -375,14 +247,18 @@ impl Poll {
     }
 
     fn transmit_dirty(&mut self, now: Instant) {
-        for token in std::mem::take(&mut self.dirty) {
+        // What is not finished is put behind, for the next turn.
+        for _ in 0..self.dirty.len() {
+            let Some(token) = self.dirty.pop_front() else { break };
             let Some(operator) = self.operators.get_mut(token) else { continue };
             operator.is_dirty = false;
             let visit = self.io.transmit(operator, now);
             arm(&mut self.timers, operator);
             self.ready.list(operator);
-            if let Visit::Over(cause) = visit {
-                self.close(token, cause);
+            match visit {
+                Visit::Unfinished => mark_dirty(&mut self.dirty, operator),
+                Visit::Finished | Visit::Starved => {}
+                Visit::Over(cause) => self.close(token, cause),
             }
         }
     }
@@ -400,70 +276,23 @@ impl Poll {
             match self.io.receive(operator, now) {
                 Visit::Unfinished => self.ready.list(operator),
                 Visit::Finished => {}
+                Visit::Starved => {
+                    self.ready.list(operator);
+                    self.is_held = true;
+                    return false;
+                }
                 Visit::Over(cause) => self.close(token, cause),
             }
         }
         self.ready.len() > 0
     }
 
-    fn accept_ready(&mut self, now: Instant, budget: u32) -> bool {
-        let mut more = false;
-        // From the end: a listener that fails is taken out of the list.
-        for place in (0..self.acceptors.len()).rev() {
-            for _ in 0..budget {
-                if !self.acceptors.get(place).is_some_and(|acceptor| acceptor.is_ready)
-                    || !self.accept(place, now)
-                {
-                    break;
-                }
-            }
-            more |= self.acceptors.get(place).is_some_and(|acceptor| acceptor.is_ready);
-        }
-        more
-    }
-
-    /// False when the listener has nothing more to give now.
-    fn accept(&mut self, place: usize, now: Instant) -> bool {
-        let attempt =
-            if self.operators.has_room() { self.acceptors[place].attempt() } else { Attempt::Exhausted };
-        match attempt {
-            Attempt::Accepted(accepted) => self.place(accepted, now),
-            Attempt::Dropped => {}
-            Attempt::Empty => {
-                self.acceptors[place].is_ready = false;
-                return false;
-            }
-            Attempt::Exhausted => {
-                self.rest(place, now);
-                return false;
-            }
-            Attempt::Failed(cause) => {
-                self.drop_listener(self.acceptors[place].listener.id, cause);
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Brings a connection to the poll whose turn it is.
-    fn place(&mut self, accepted: Accepted, now: Instant) {
-        let index = self.shared.inboxes.pick();
-        if index == self.index {
-            self.adopt(accepted, now);
-        } else {
-            self.shared.inboxes.send(index, Command::Adopt(accepted));
-        }
-    }
-
-    fn rest(&mut self, place: usize, now: Instant) {
-        let acceptor = &mut self.acceptors[place];
-        acceptor.disarm(&self.io.registry);
-        self.timers.arm(now + REST, Subject::Listener(acceptor.listener.id).pack());
-    }
-
     // ---- time, memory, the bell
 
     fn expire_deadlines(&mut self, now: Instant) {
+        if self.timers.len() > 2 * self.operators.open() as usize + TIMER_SLACK {
+            self.drop_stale_timers();
+        }
         while let Some(key) = self.timers.pop_due(now) {
             match Subject::unpack(key) {
                 Subject::Listener(id) => self.rearm(id),
@@ -473,13 +302,15 @@ impl Poll {
         }
     }
 
-    fn rearm(&mut self, id: u32) {
-        let Some(acceptor) = self.acceptors.iter_mut().find(|acceptor| acceptor.listener.id == id) else {
-            return;
-        };
-        if let Err(error) = acceptor.arm(&self.io.registry) {
-            self.drop_listener(id, Cause::of(&error));
-        }
+    /// Entries of connections that are no more, and of deadlines that have become earlier since.
+    fn drop_stale_timers(&mut self) {
+        let operators = &mut self.operators;
+        self.timers.retain(|at, key| match Subject::unpack(key) {
+            Subject::Connection(token) => operators
+                .get_mut(token)
+                .is_some_and(|operator| operator.connection.deadlines.armed == Some(at)),
+            Subject::Listener(_) | Subject::Waker => true,
+        });
     }
 
     fn expire(&mut self, token: Token, now: Instant) {
@@ -504,10 +335,12 @@ impl Poll {
     }
 
     /// When memory has run out, the connection that holds most of it in pending output has to go.
-    fn relieve(&mut self) {
-        if self.shared.table.pressure() != Pressure::Full {
+    /// One at a time: what it held comes back only when JavaScript has taken notice.
+    fn relieve(&mut self, now: Instant) {
+        if self.shared.table.pressure() != Pressure::Full || self.relieved_at.is_some_and(|at| at > now) {
             return;
         }
+        self.relieved_at = Some(now + SCARCITY_DELAY);
         self.io.intake.release();
         let pending = |operator: &&Operator| operator.connection.output.queue.len();
         let heaviest = self.operators.iter().filter(|operator| pending(operator) > 0).max_by_key(pending);
@@ -546,7 +379,7 @@ impl Poll {
 
 /// Errors and hang-ups are only reasons to read and to send: what those come to decides. A connection
 /// with a pending zero-copy completion looks broken and is not.
-fn take_event(operator: &mut Operator, event: &mio::event::Event, io: &mut Io, dirty: &mut Vec<Token>) {
+fn take_event(operator: &mut Operator, event: &mio::event::Event, io: &mut Io, dirty: &mut VecDeque<Token>) {
     if event.is_read_closed() {
         operator.connection.input.hang_up = true;
         operator.status.raise(StatusEntry::READ_ENDED);
@@ -560,9 +393,9 @@ fn take_event(operator: &mut Operator, event: &mio::event::Event, io: &mut Io, d
     }
 }
 
-fn mark_dirty(dirty: &mut Vec<Token>, operator: &mut Operator) {
+fn mark_dirty(dirty: &mut VecDeque<Token>, operator: &mut Operator) {
     if !std::mem::replace(&mut operator.is_dirty, true) {
-        dirty.push(operator.token);
+        dirty.push_back(operator.token);
     }
 }
 
@@ -573,12 +406,6 @@ fn arm(timers: &mut Timers, operator: &mut Operator) {
         operator.connection.deadlines.armed = Some(at);
         timers.arm(at, Subject::Connection(operator.token).pack());
     }
-}
-
-/// Tests make a poll's thread panic to see what becomes of its connections.
-#[allow(clippy::panic)]
-fn crash() {
-    panic!("this poll was asked to crash");
 }
 
 #[cfg(test)]

@@ -166,6 +166,8 @@ impl PollManager {
             // A thread catches its panics itself.
             let _ = handle.join();
         }
+        // What was on its way to a poll has a descriptor too.
+        (0..self.inboxes.len()).for_each(|poll| drop(self.inboxes.take(poll)));
         lock(&self.listeners).drain().for_each(|(_, entry)| entry.listener.close());
     }
 
@@ -184,4 +186,191 @@ impl Drop for PollManager {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::acceptor::Accepted;
+    use crate::connection::Limits;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    const OPTIONS: ListenOptions = ListenOptions {
+        backlog: 8,
+        reuse_port: false,
+        ipv6_only: false,
+        no_delay: true,
+        keep_alive: false,
+        recv_buffer: None,
+        send_buffer: None,
+        unlink: false,
+    };
+
+    fn leak(words: usize) -> &'static [AtomicU32] {
+        Box::leak((0..words).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    fn start(polls: usize) -> PollManager {
+        let borders = (0..polls).map(|_| Border::new(leak(64 + 2 * 8 * 8 + 8 * 24), 8, 8).unwrap());
+        let doorbell = Doorbell::new(&leak(1)[0], Arc::new(|| ()));
+        let (table, pins) = (BlockTable::new(8 << 20), PinTable::new());
+        PollManager::start(&borders.collect::<Vec<_>>(), &doorbell, &table, &pins).unwrap()
+    }
+
+    fn server() -> Arc<Server> {
+        let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
+        Arc::new(Server::new(0, limits, 0, true))
+    }
+
+    fn connect(listening: &Listening) -> TcpStream {
+        let client = TcpStream::connect(("127.0.0.1", listening.endpoint.port)).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client
+    }
+
+    fn until(what: &str, condition: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < PATIENCE, "it did not happen that {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    fn open_connections(manager: &PollManager) -> Vec<u64> {
+        manager.stats().iter().map(|stats| stats.connections).collect()
+    }
+
+    fn path(name: &str) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("netpoll-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        path
+    }
+
+    fn errno(outcome: Result<Listening, ListenError>) -> io::ErrorKind {
+        match outcome {
+            Err(ListenError::System { syscall: "listen", error }) => error.kind(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn connections_are_spread_over_the_polls() {
+        let manager = start(2);
+        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        assert!(manager.serve(listening.id, &server()));
+        let _clients = [(); 6].map(|()| connect(&listening));
+        until("all are accepted", || open_connections(&manager) == [3, 3]);
+    }
+
+    #[test]
+    fn join_closes_every_connection_and_every_listener() {
+        let manager = start(2);
+        let listening = [(); 3].map(|()| manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap());
+        // The last one is never served.
+        listening[..2].iter().for_each(|listening| assert!(manager.serve(listening.id, &server())));
+        let mut clients = [0, 0, 0, 1].map(|which| connect(&listening[which]));
+        until("all are accepted", || open_connections(&manager) == [2, 2]);
+        manager.join();
+        for client in &mut clients {
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        }
+        for listening in &listening {
+            TcpListener::bind(("127.0.0.1", listening.endpoint.port)).unwrap();
+        }
+    }
+
+    #[test]
+    fn join_closes_a_connection_that_was_on_its_way_to_a_poll() {
+        let manager = start(1);
+        assert!(manager.stop(PATIENCE));
+        let (mut client, descriptor) = UnixStream::pair().unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (remote, local) = ([0; 6], [0; 6]);
+        let accepted =
+            Accepted { descriptor: descriptor.into(), remote, local, is_unix: true, server: server() };
+        manager.inboxes.send(0, Command::Adopt(accepted));
+        manager.join();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn stop_waits_for_the_polls_and_can_be_asked_again() {
+        let manager = start(2);
+        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        assert!(manager.serve(listening.id, &server()));
+        let mut client = connect(&listening);
+        until("it is accepted", || open_connections(&manager).iter().sum::<u64>() == 1);
+        assert!(manager.stop(PATIENCE) && manager.stop(Duration::ZERO));
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_client_that_came_before_serve_is_served() {
+        let manager = start(1);
+        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        let _client = connect(&listening);
+        assert!(manager.serve(listening.id, &server()));
+        until("it is accepted", || open_connections(&manager) == [1]);
+    }
+
+    #[test]
+    fn a_listener_is_served_once_and_an_unknown_one_never() {
+        let manager = start(1);
+        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        let outcomes = [listening.id, listening.id, 77].map(|id| manager.serve(id, &server()));
+        assert_eq!(outcomes, [true, false, false]);
+        manager.close_listener(listening.id);
+        manager.close_listener(listening.id);
+        assert!(!manager.serve(listening.id, &server()), "nor a closed one");
+    }
+
+    #[test]
+    fn the_port_of_a_closed_listener_is_free_at_once() {
+        let manager = start(1);
+        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        assert!(manager.serve(listening.id, &server()));
+        manager.close_listener(listening.id);
+        let again = format!("127.0.0.1:{}", listening.endpoint.port);
+        manager.listen("tcp", &again, &OPTIONS).unwrap();
+    }
+
+    #[test]
+    fn a_port_in_use_is_told_as_such() {
+        let manager = start(1);
+        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        let again = format!("127.0.0.1:{}", listening.endpoint.port);
+        assert_eq!(errno(manager.listen("tcp", &again, &OPTIONS)), io::ErrorKind::AddrInUse);
+    }
+
+    #[test]
+    fn a_path_that_exists_is_in_use_and_stays_unless_it_is_a_stale_socket() {
+        let manager = start(1);
+        let unlinking = ListenOptions { unlink: true, ..OPTIONS };
+        let path = path("path");
+        let listen = |options| manager.listen("unix", path.to_str().unwrap(), options);
+
+        std::fs::write(&path, "precious").unwrap();
+        for options in [&OPTIONS, &unlinking] {
+            assert_eq!(errno(listen(options)), io::ErrorKind::AddrInUse, "a file is no stale socket");
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"precious");
+        std::fs::remove_file(&path).unwrap();
+
+        let alive = UnixListener::bind(&path).unwrap();
+        for options in [&OPTIONS, &unlinking] {
+            assert_eq!(errno(listen(options)), io::ErrorKind::AddrInUse, "somebody answers there");
+        }
+        drop(alive);
+        assert_eq!(errno(listen(&OPTIONS)), io::ErrorKind::AddrInUse, "nobody asked to remove it");
+        let listening = listen(&unlinking).unwrap();
+
+        manager.close_listener(listening.id);
+        assert!(!path.exists(), "a listener takes its path with it");
+    }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Producer {
     ring: Ring,
     /// Records put; the shared tail follows with `publish`.
     tail: u32,
+    /// The tail as the consumer may see it.
+    published: u32,
     /// The consumer's head when it was last looked at: never ahead of the true one.
     head: u32,
     backlog: VecDeque<Record>,
@@ -47,7 +49,7 @@ pub(crate) struct Producer {
 
 impl Producer {
     pub(crate) fn new(ring: Ring) -> Producer {
-        Producer { ring, tail: 0, head: 0, backlog: VecDeque::new() }
+        Producer { ring, tail: 0, published: 0, head: 0, backlog: VecDeque::new() }
     }
 
     /// Puts a record, or keeps it until there is room. Nobody sees it before `publish`.
@@ -59,6 +61,9 @@ impl Producer {
 
     /// Shows the consumer everything put, after moving what fits out of the backlog.
     pub(crate) fn publish(&mut self) {
+        if self.backlog.is_empty() && self.published == self.tail {
+            return;
+        }
         self.unload();
         if !self.backlog.is_empty() {
             // Store-buffering with the consumer, who writes its head, fences, and reads this word: either
@@ -72,6 +77,7 @@ impl Producer {
         }
         // Release: pairs with the consumer's load of the tail; it then sees the records written before.
         self.ring.tail.store(self.tail, Ordering::Release);
+        self.published = self.tail;
     }
 
     pub(crate) fn is_backlogged(&self) -> bool {
@@ -202,7 +208,7 @@ mod tests {
         let start = u32::MAX - 3;
         ring.head.store(start, Ordering::Relaxed);
         ring.tail.store(start, Ordering::Relaxed);
-        let mut producer = Producer { tail: start, head: start, ..Producer::new(ring) };
+        let mut producer = Producer { tail: start, published: start, head: start, ..Producer::new(ring) };
         let mut consumer = Consumer { head: start, tail: start, ..Consumer::new(ring) };
         for number in 0..100 {
             producer.put(numbered(number));

@@ -36,3 +36,27 @@ impl Server {
         self.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(max_connections: u32) -> Server {
+        let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
+        Server::new(1, limits, max_connections, true)
+    }
+
+    #[test]
+    fn as_many_as_there_may_be_are_admitted_and_one_more_when_one_has_left() {
+        let server = server(2);
+        assert_eq!([(); 3].map(|()| server.admit()), [true, true, false]);
+        server.dismiss();
+        assert_eq!([(); 2].map(|()| server.admit()), [true, false]);
+    }
+
+    #[test]
+    fn a_limit_of_zero_is_none() {
+        let server = server(0);
+        assert!((0..1000).all(|_| server.admit()));
+    }
+}

@@ -31,11 +31,11 @@ fn attend(mut poll: Poll, post: Post) {
     sys::block_signals();
     // AssertUnwindSafe: after a panic the poll is only dropped, which closes its descriptors.
     let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut poll, &post.stop)));
-    // Closing must not panic past this thread either; there is nobody left to tell.
+    // Neither closing nor ringing may panic past this thread; there is nobody left to tell.
     let _ = catch_unwind(AssertUnwindSafe(|| drop(poll)));
     if !matches!(outcome, Ok(Ok(()))) {
         post.border.set_died();
-        post.doorbell.ring();
+        let _ = catch_unwind(AssertUnwindSafe(|| post.doorbell.ring()));
     }
     // Nobody listens any more when the environment has given up waiting.
     let _ = post.done.send(());
@@ -49,4 +49,111 @@ fn run(poll: &mut Poll, stop: &AtomicBool) -> Result<()> {
         poll.wait(turn, now)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::{SocketAddr, TcpStream};
+    use std::sync::atomic::AtomicU32;
+    use std::sync::mpsc::{channel, Receiver};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::block::BlockTable;
+    use crate::connection::Limits;
+    use crate::inbox::{Command, Inboxes};
+    use crate::listener::{ListenOptions, Listener};
+    use crate::pin::PinTable;
+    use crate::poll::Shared;
+    use crate::server::Server;
+    use crate::token::Subject;
+
+    const DIED: usize = 2;
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A poll on its thread, and what is left of it to look at.
+    struct Driven {
+        words: &'static [AtomicU32],
+        scheduled: &'static AtomicU32,
+        inboxes: Arc<Inboxes>,
+        stop: Arc<AtomicBool>,
+        bell: Receiver<()>,
+        done: Receiver<()>,
+        thread: JoinHandle<()>,
+    }
+
+    impl Driven {
+        fn start() -> Driven {
+            let words: &'static [AtomicU32] = leak(64 + 2 * 8 * 8 + 24);
+            let border = Border::new(words, 8, 1).unwrap();
+            let mio = mio::Poll::new().unwrap();
+            let waker = mio::Waker::new(mio.registry(), Subject::Waker.mio()).unwrap();
+            let inboxes = Arc::new(Inboxes::new(vec![waker]));
+            let scheduled = &leak(1)[0];
+            let (ringing, bell) = channel();
+            let doorbell = Doorbell::new(scheduled, Arc::new(move || ringing.send(()).unwrap()));
+            let (table, pins) = (BlockTable::new(8 << 20), PinTable::new());
+            let shared = Shared { table, pins, inboxes: inboxes.clone(), doorbell: doorbell.clone() };
+            let poll = Poll::new(0, mio, border, shared, Arc::default()).unwrap();
+            let (stop, (sender, done)) = (Arc::new(AtomicBool::new(false)), channel());
+            let thread = spawn(0, poll, Post { stop: stop.clone(), done: sender, border, doorbell }).unwrap();
+            Driven { words, scheduled, inboxes, stop, bell, done, thread }
+        }
+
+        /// A client that has been accepted.
+        fn connect(&self) -> TcpStream {
+            let options = ListenOptions {
+                backlog: 8,
+                reuse_port: false,
+                ipv6_only: false,
+                no_delay: true,
+                keep_alive: false,
+                recv_buffer: None,
+                send_buffer: None,
+                unlink: false,
+            };
+            let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
+            let listener = Arc::new(Listener::bind(0, "tcp", "127.0.0.1:0", &options).unwrap());
+            let address = SocketAddr::from(([127, 0, 0, 1], listener.endpoint.port));
+            self.inboxes.send(0, Command::Serve(listener, Arc::new(Server::new(0, limits, 0, true))));
+            let client = TcpStream::connect(address).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            self.bell.recv_timeout(PATIENCE).unwrap();
+            self.scheduled.store(0, Ordering::SeqCst);
+            client
+        }
+
+        fn has_died(&self) -> bool {
+            self.words[DIED].load(Ordering::Acquire) == 1
+        }
+    }
+
+    fn leak(words: usize) -> &'static [AtomicU32] {
+        Box::leak((0..words).map(|_| AtomicU32::new(0)).collect())
+    }
+
+    #[test]
+    fn a_crash_is_told_and_peers_see_their_connections_closed() {
+        let driven = Driven::start();
+        let mut client = driven.connect();
+        driven.inboxes.send(0, Command::Crash);
+        driven.done.recv_timeout(PATIENCE).unwrap();
+        assert!(driven.has_died());
+        driven.bell.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        driven.thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_poll_that_is_stopped_closes_its_connections_and_has_not_died() {
+        let driven = Driven::start();
+        let mut client = driven.connect();
+        driven.stop.store(true, Ordering::Release);
+        driven.inboxes.wake(0);
+        driven.done.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        assert!(!driven.has_died());
+        driven.thread.join().unwrap();
+    }
 }

@@ -30,6 +30,16 @@ impl Timers {
         self.heap.pop().map(|Reverse((_, key))| key)
     }
 
+    /// Drops the entries that `keep` does not want, by time and key.
+    pub fn retain(&mut self, mut keep: impl FnMut(Instant, u64) -> bool) {
+        self.heap.retain(|Reverse((at, key))| keep(*at, *key));
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        self.heap.len()
+    }
+
     /// When the next entry fires.
     pub fn next(&self) -> Option<Instant> {
         self.heap.peek().map(|Reverse((at, _))| *at)

@@ -31,7 +31,17 @@ impl Bell {
             let context = ptr::from_ref(stop).cast_mut().cast();
             let none = ptr::null_mut();
             let status = sys::napi_create_threadsafe_function(
-                env, drain, none, name, 0, 1, none.cast(), None, context, Some(drain_now), &mut function,
+                env,
+                drain,
+                none,
+                name,
+                0,
+                1,
+                none.cast(),
+                None,
+                context,
+                Some(drain_now),
+                &mut function,
             );
             check(status, "napi_create_threadsafe_function")?;
             check(sys::napi_unref_threadsafe_function(env, function), "napi_unref_threadsafe_function")?;
@@ -63,7 +73,12 @@ impl Bell {
     }
 }
 
-unsafe extern "C" fn drain_now(env: sys::napi_env, drain: sys::napi_value, stop: *mut c_void, _data: *mut c_void) {
+unsafe extern "C" fn drain_now(
+    env: sys::napi_env,
+    drain: sys::napi_value,
+    stop: *mut c_void,
+    _data: *mut c_void,
+) {
     // SAFETY: the context is the static word that `Bell::new` was given.
     let stop = unsafe { &*stop.cast::<AtomicU32>() };
     // Acquire: pairs with JavaScript's Atomics.store of STOP. Without env the function is being torn down.

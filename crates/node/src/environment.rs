@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,8 +13,8 @@ use netpoll::{Block, BlockTable, Border, Doorbell, PinTable, PollManager, Server
 
 use crate::doorbell::Bell;
 use crate::shapes::{
-    listen_outcome, AddressFailure, Addresses, EndpointShape, EnvironmentStats, ListenOutcome, ListenSettings,
-    ServeOptions,
+    listen_outcome, AddressFailure, Addresses, EndpointShape, EnvironmentStats, ListenOutcome,
+    ListenSettings, ServeOptions,
 };
 use crate::shared_memory::{bytes_of, hold, let_go, map, words_of};
 
@@ -75,7 +75,11 @@ impl Environment {
         let manager = Arc::new(manager);
         // After the threadsafe function was made: hooks run last in, first out, so the threads that ring it
         // are gone before it is.
-        env.add_env_cleanup_hook(manager.clone(), |manager| manager.join())?;
+        env.add_env_cleanup_hook(manager.clone(), move |manager| {
+            // Release: pairs with the Acquire of a ring that is still under way.
+            stop.store(1, Ordering::Release);
+            manager.join();
+        })?;
         let (servers, pinned) = Default::default();
         Ok(Environment { manager, table, pins, borders, bell, servers, pinned })
     }
@@ -98,8 +102,9 @@ impl Environment {
     #[napi(catch_unwind)]
     pub fn alloc(&self, size: u32) -> f64 {
         let lend = |block: Block| {
+            let place = f64::from(block.chunk()) * 4_294_967_296.0 + f64::from(block.offset());
             block.lend();
-            f64::from(block.chunk()) * 4_294_967_296.0 + f64::from(block.offset())
+            place
         };
         self.table.alloc(size).map_or(-1.0, lend)
     }
@@ -168,7 +173,8 @@ impl Environment {
     /// Accepts from a listener on behalf of an event loop; all listeners of one loop count together.
     #[napi(catch_unwind)]
     pub fn serve(&self, listener: u32, options: ServeOptions) -> Result<()> {
-        let server = lock(&self.servers).entry(options.server).or_insert_with(|| Arc::new(options.server())).clone();
+        let server =
+            lock(&self.servers).entry(options.server).or_insert_with(|| Arc::new(options.server())).clone();
         if self.manager.serve(listener, &server) {
             Ok(())
         } else {
@@ -221,7 +227,8 @@ fn borders(env: &Env, options: &Object<'_>) -> Result<Vec<Border>> {
     let (entries, slots) = (field::<u32>(options, "ringEntries")?, field::<u32>(options, "slots")?);
     let border = |index| {
         let words = polls.get::<Unknown<'_>>(index)?.ok_or_else(|| unknown("poll", index))?;
-        let invalid = || Error::new(Status::InvalidArg, "the memory of a poll does not have the size of its parts");
+        let invalid =
+            || Error::new(Status::InvalidArg, "the memory of a poll does not have the size of its parts");
         Border::new(words_of(env.raw(), words.raw())?, entries, slots).ok_or_else(invalid)
     };
     (0..polls.len()).map(border).collect()

@@ -34,8 +34,8 @@ pub(crate) fn bytes_of(env: sys::napi_env, array: sys::napi_value) -> Result<(*m
 /// The words of an Int32Array over a SharedArrayBuffer, held for as long as the environment lives.
 pub(crate) fn words_of(env: sys::napi_env, array: sys::napi_value) -> Result<&'static [AtomicU32]> {
     let (data, bytes) = bytes_of(env, array)?;
-    if !data.cast::<AtomicU32>().is_aligned() {
-        return Err(Error::new(Status::InvalidArg, "the words must be aligned"));
+    if data.is_null() || !data.cast::<AtomicU32>().is_aligned() {
+        return Err(Error::new(Status::InvalidArg, "the words must be there and aligned"));
     }
     // Never deleted: Node drops it with the environment, after the cleanup hook has joined the polls.
     hold(env, array)?;
@@ -75,7 +75,10 @@ pub(crate) fn map(env: sys::napi_env, chunk: Arc<Chunk>) -> Result<sys::napi_val
         drop(unsafe { Arc::from_raw(hint) });
     }
     if status == sys::Status::napi_no_external_buffers_allowed {
-        return Err(Error::new(Status::GenericFailure, "this runtime does not allow ArrayBuffers over native memory"));
+        return Err(Error::new(
+            Status::GenericFailure,
+            "this runtime does not allow ArrayBuffers over native memory",
+        ));
     }
     check(status, "napi_create_external_arraybuffer")?;
     Ok(buffer)

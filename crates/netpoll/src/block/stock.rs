@@ -76,6 +76,9 @@ impl Stock {
     }
 }
 
+/// Free blocks of one size that keep their pages at least: bursts of large blocks come again.
+const KEPT: usize = 16;
+
 /// The free blocks of one size.
 #[derive(Debug, Default)]
 pub(super) struct Shelf {
@@ -124,7 +127,7 @@ impl Shelf {
         }
         blocks.push(index as u16);
         self.free += 1;
-        let idle = blocks.len() == of && self.free >= 2 * of;
+        let idle = blocks.len() == of && self.free >= of + of.max(KEPT);
         if idle {
             self.open.retain(|open| *open != place);
             self.free -= of;

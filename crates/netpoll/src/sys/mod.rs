@@ -14,9 +14,11 @@ pub use socket::{
 
 /// Error numbers that mean something to the modules above.
 pub use libc::{
-    EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EBADF, EINVAL, EIO, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOTSOCK,
-    EOPNOTSUPP,
+    EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, EHOSTUNREACH, EINVAL, EIO,
+    ENETDOWN, ENETUNREACH, ENOTSOCK, EOPNOTSUPP, EPROTO,
 };
+#[cfg(test)]
+pub use libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
 
 use std::mem::MaybeUninit;
 use std::ptr;

@@ -231,6 +231,7 @@ fn a_connection_that_meets_a_full_poll_is_closed_and_not_counted() {
     let address = desk.listen();
     // The first poll accepts, so it must have room; the second one has none when its turn has come again.
     for poll in [0, 1, 0] {
+        desk.pass(REST);
         let (_peer, book) = desk.connect(&address);
         assert_eq!(desk.books[book].poll, poll);
         if poll == 0 {
@@ -238,6 +239,8 @@ fn a_connection_that_meets_a_full_poll_is_closed_and_not_counted() {
             desk.until_closed(book);
         }
     }
+    desk.turn();
+    desk.pass(REST);
     let refused = Peer::connect(&address);
     assert!(desk.peer_reads_to_end(&refused).0.is_empty());
     assert_eq!(desk.books.len(), 3);

@@ -217,6 +217,7 @@ fn an_event_of_a_connection_that_was_closed_in_the_same_batch_is_dropped() {
     let address = desk.listen();
     let (first, other) = desk.connect(&address);
     let (second, doomed) = desk.connect(&address);
+    desk.turn();
     first.write(b"stays");
     second.write(b"goes");
     desk.until_waiting_without_turns(other, 5);

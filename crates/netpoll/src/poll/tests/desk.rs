@@ -280,7 +280,7 @@ impl Desk {
             self.turn();
             self.wait();
         }
-        panic!("it did not happen that {what}: {:?} {:?}", self.books, self.seats[0].poll.operators.iter().map(|o| (o.token, o.is_listed, o.connection.input.ready, o.connection.input.unread())).collect::<Vec<_>>());
+        panic!("it did not happen that {what}: {:?}", self.books);
     }
 
     /// Some turns in which something could happen that must not.
@@ -433,7 +433,7 @@ impl Desk {
         let block = self.table.alloc(room.max(bytes.len() as u32)).unwrap();
         // SAFETY: the block is at least as long as the bytes, and nobody else has it yet.
         unsafe { block.as_ptr().copy_from(bytes.as_ptr(), bytes.len()) };
-        block.lend();
+        block.clone().lend();
         Lent { chunk: block.chunk(), offset: block.offset(), length: bytes.len() as u32 }
     }
 
