@@ -6,7 +6,7 @@ export interface Configuration {
   /**
    * Bytes of blocks, pinned Buffers and backlogs of all connections together. At 3/4 of it accepting and
    * reading stop, at all of it the connections with most pending output fail. Default: a quarter of the
-   * memory of the cgroup or the machine.
+   * memory of the cgroup or the machine; 16 MiB at least.
    */
   maxMemory?: number
   /** Who runs the polls: `'thread'` (a thread of their own), or `'adaptive'` (default; at present the same). */
@@ -16,7 +16,7 @@ export interface Configuration {
 }
 
 const OPTIONS = {
-  maxMemory: integer(1 << 20, Number.MAX_SAFE_INTEGER),
+  maxMemory: integer(16 << 20, Number.MAX_SAFE_INTEGER),
   driver: oneOf('adaptive', 'loop', 'thread'),
   debug: boolean,
 }

@@ -119,31 +119,47 @@ export class Environment {
     // Partner: a poll puts its records, fences, and rings only if it can swap this word from 0 to 1.
     Atomics.store(this.control, Control.SCHEDULED, 0)
     let more = false
-    for (const poll of this.polls) {
-      poll.publish()
-      if (poll.take(DRAIN_BUDGET)) more = true
+    let ran = 0
+    try {
+      for (const poll of this.polls) {
+        poll.publish()
+        if (poll.take(DRAIN_BUDGET)) more = true
+      }
+      ran = this.runReady()
+    } catch (error) {
+      // A fault of ours; the other connections go on all the same.
+      more = true
+      throw error
+    } finally {
+      this.draining = false
+      for (const poll of this.polls) poll.finish()
+      if (more) setImmediate(this.drain)
     }
-    const ran = this.runReady()
-    this.draining = false
-    for (const poll of this.polls) poll.finish()
     if (ran !== 0) this.learn((performance.now() - start) / ran)
-    if (more) setImmediate(this.drain)
   }
 
   private runTick(): void {
     this.scheduled = false
     this.draining = true
-    this.runReady()
-    this.draining = false
-    for (const poll of this.polls) poll.publish()
+    try {
+      this.runReady()
+    } finally {
+      this.draining = false
+      for (const poll of this.polls) poll.publish()
+      if (this.ready.length !== 0) this.schedule()
+    }
   }
 
   private runReady(): number {
     const { ready } = this
-    // Handlers may enqueue more while this runs.
-    for (let i = 0; i < ready.length; i++) ready[i]!.run()
-    const ran = ready.length
-    ready.length = 0
+    let ran = 0
+    try {
+      // Handlers may enqueue more while this runs.
+      while (ran < ready.length) ready[ran++]!.run()
+    } finally {
+      if (ran === ready.length) ready.length = 0
+      else ready.splice(0, ran)
+    }
     return ran
   }
 
@@ -153,6 +169,7 @@ export class Environment {
   }
 
   private exit(): void {
+    Atomics.store(this.control, Control.STOP, 1)
     for (const poll of this.polls) {
       poll.dead = true
       for (const connection of poll.connections) connection?.lost('ERR_NETPOLL_CONN_CLOSED')

@@ -100,6 +100,8 @@ export class Listener {
   /** @internal LISTENER */
   closedWith(error: NetpollError | null): void {
     this.state = 'closed'
+    // Nobody accepts any more: nobody shall connect.
+    if (error !== null) environment().native.closeListener(this.socket.id)
     this.ended(error)
   }
 }

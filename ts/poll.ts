@@ -42,6 +42,8 @@ export class Poll {
 
   /** Applies up to `budget` records; true when there are more. */
   take(budget: number): boolean {
+    // What a dead poll has left is about connections that have ended.
+    if (this.dead) return false
     const tail = Atomics.load(this.words, Header.COMPLETION_TAIL)
     const here = (tail - this.completionHead) | 0
     for (let left = Math.min(here, budget); left > 0; left--) {
@@ -73,11 +75,13 @@ export class Poll {
 
   /** A 64-bit count of the status entry, exact up to 2^53. */
   count(slot: number, which: Status.READ | Status.SENT): number {
-    const at = this.statuses + slot * Size.STATUS + which
+    const entry = this.statuses + slot * Size.STATUS
+    const at = entry + which
     for (;;) {
       const high = Atomics.load(this.words, at + 1)
       const low = Atomics.load(this.words, at) >>> 0
-      if (Atomics.load(this.words, at + 1) === high) return high * 2 ** 32 + low
+      const carries = Atomics.load(this.words, entry + Status.CARRY) !== 0
+      if (!carries && Atomics.load(this.words, at + 1) === high) return high * 2 ** 32 + low
     }
   }
 
@@ -125,20 +129,6 @@ export class Poll {
 
   private defer(kind: Submission, w1: number, w2: number, w3: number, w4: number, w5: number): void {
     const { backlog } = this
-    if (kind === Submission.SEND) {
-      // A SEND that goes on where the last record's range ends becomes part of it.
-      const last = backlog.length - Size.RECORD
-      const touches =
-        backlog[last] === Submission.SEND &&
-        backlog[last + 1] === w1 &&
-        backlog[last + 2] === w2 &&
-        backlog[last + 3] === w3 &&
-        backlog[last + 4]! + backlog[last + 5]! === w4
-      if (touches) {
-        backlog[last + 5]! += w5
-        return
-      }
-    }
     backlog.push(kind, w1, w2, w3, w4, w5, 0, 0)
     if (backlog.length === Size.RECORD) this.publish()
   }

@@ -77,6 +77,7 @@ export const enum Status {
   FLAGS = 1,
   READ = 2,
   SENT = 4,
+  CARRY = 6,
 }
 
 export const enum Flag {

@@ -128,6 +128,8 @@ impl StatusEntry {
     const FLAGS: usize = 1;
     const BYTES_READ: usize = 2;
     const BYTES_SENT: usize = 4;
+    /// 1 while the high word of a count changes, which no single store can do together with the low one.
+    const CARRY: usize = 6;
 
     /// The peer has sent FIN or RST, or the connection has failed.
     pub(crate) const READ_ENDED: u32 = 1;
@@ -150,8 +152,16 @@ impl StatusEntry {
     }
 
     fn set(&self, word: usize, value: u64) {
-        self.words[word].store(value as u32, Ordering::Relaxed);
-        self.words[word + 1].store((value >> 32) as u32, Ordering::Relaxed);
+        let (low, high) = (value as u32, (value >> 32) as u32);
+        if self.words[word + 1].load(Ordering::Relaxed) == high {
+            return self.words[word].store(low, Ordering::Relaxed);
+        }
+        // Release throughout: JavaScript, which reads high, low, CARRY, high (Atomics.load), sees them in
+        // this order: a low word of the new count comes with a CARRY, or with the new high word.
+        self.words[Self::CARRY].store(1, Ordering::Release);
+        self.words[word].store(low, Ordering::Release);
+        self.words[word + 1].store(high, Ordering::Release);
+        self.words[Self::CARRY].store(0, Ordering::Release);
     }
 }
 
