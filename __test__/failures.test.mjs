@@ -147,7 +147,7 @@ test('onDisconnect and close callbacks that throw are told to onError, and the o
 })
 
 /**
- * Five connections whose bytes arrive in one batch: `first` is called for the nth that is handled. Resolves to what
+ * Five connections whose bytes arrive in one batch; `handler` is told the how manyth it is in it. Resolves to what
  * each of the five sockets received; false when the five were not handled in one batch, and so to be tried again.
  */
 async function batchOfFive(handler, options) {

@@ -39,11 +39,11 @@ test('the TypeScript layer has neither sockets nor timers of its own', (t) => {
   t.deepEqual(using(typescript, /\bset(?:Timeout|Interval)\(/), [])
 })
 
-test('the TypeScript layer stays under 1,500 lines', (t) => {
+test('the TypeScript layer stays under 3,000 lines of code', (t) => {
   const lines = typescript
-    .map(({ text }) => text.split('\n').length - 1)
-    .reduce((sum, count) => sum + count, 0)
-  t.true(lines > 0 && lines < 1500, `${lines} lines`)
+    .flatMap(({ text }) => withoutComments(text).split('\n'))
+    .filter((line) => line.trim())
+  t.true(lines.length > 0 && lines.length < 3000, `${lines.length} lines`)
 })
 
 test('no source file is longer than 500 lines, tests not counted', (t) => {

@@ -195,11 +195,11 @@ export class Input extends Reader {
     else if (uncredited + this.unread >= this.mark) this.grant(this.mark)
   }
 
-  /** Lets the poll read twice as far for a message that is longer than the mark. */
+  /** Lets the poll read on, twice as far, for a message that is longer than the mark. */
   private widen(): void {
     const { maxReadBytes } = this.connection.loop.limits
-    if (this.mark >= maxReadBytes) this.connection.failed('ERR_NETPOLL_INPUT_LIMIT')
-    else this.grant(Math.min(this.mark * 2, maxReadBytes))
+    if (this.unread >= maxReadBytes) this.connection.failed('ERR_NETPOLL_INPUT_LIMIT')
+    else this.grant(Math.min(this.unread * 2, maxReadBytes))
   }
 
   private credit(): void {
