@@ -1,15 +1,25 @@
 // Listeners: where they listen, what becomes of early connects, close(), and the errors of net.
 
+import { exec, execFileSync } from 'node:child_process'
 import dns from 'node:dns/promises'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, readlinkSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { execFileSync } from 'node:child_process'
+import { promisify } from 'node:util'
 import test from 'ava'
 import { createEventLoop, createListener, listen, NetpollError } from '../index.js'
-import { connect, descriptors, serve, settled, take, until } from './fixtures/peer.mjs'
+import { connect, descriptors, outcome, serve, settled, take, until } from './fixtures/peer.mjs'
 import { run } from './fixtures/program.mjs'
 
 const folder = mkdtempSync(join(tmpdir(), 'netpoll-listener-'))
@@ -110,15 +120,14 @@ test('an abstract unix socket has its name, and no file', async (t) => {
   const listener = createListener('unix', name)
   const loop = createEventLoop(echo)
   const served = loop.serve(listener)
+  t.teardown(() => loop.shutdown())
   t.is(listener.address(), name)
   t.false(existsSync(name))
-  const socket = net.connect(`\0${name.slice(1)}`)
-  socket.write('abstract')
-  t.is(String(await take(socket, 8)), 'abstract')
-  socket.destroy()
+  // Node 20 cannot connect to it.
+  const { stdout } = await promisify(exec)(`printf abstract | socat -t 5 - ABSTRACT-CONNECT:${name.slice(1)}`)
+  t.is(stdout, 'abstract')
   listener.close()
   await served
-  await loop.shutdown()
 })
 
 test('a unix socket serves', async (t) => {
@@ -144,10 +153,16 @@ test.serial('fd is an open socket of this process until it is closed', async (t)
 })
 
 test('a tcp listener without a host takes IPv4 and IPv6, with ipv6Only IPv6 alone', async (t) => {
-  for (const [options, both] of [[undefined, true], [{ ipv6Only: true }, false]]) {
+  for (const [options, both] of [
+    [undefined, true],
+    [{ ipv6Only: true }, false],
+  ]) {
     const listener = createListener('tcp', '[::]:0', options)
     const { port } = listener.address()
-    for (const [host, expected] of [['::1', true], ['127.0.0.1', both]]) {
+    for (const [host, expected] of [
+      ['::1', true],
+      ['127.0.0.1', both],
+    ]) {
       const socket = net.connect(port, host)
       const outcome = await Promise.race([
         once(socket, 'connect').then(() => true),
@@ -170,7 +185,7 @@ test('tcp6 takes no IPv4', async (t) => {
 
 // ---- names
 
-test.serial('listen() resolves a host name for its network, with Node\'s resolver', async (t) => {
+test.serial("listen() resolves a host name for its network, with Node's resolver", async (t) => {
   const { lookup } = dns
   t.teardown(() => (dns.lookup = lookup))
   const asked = []
@@ -178,19 +193,28 @@ test.serial('listen() resolves a host name for its network, with Node\'s resolve
     asked.push([host, family])
     return family === 6 ? { address: '::1', family: 6 } : { address: '127.0.0.1', family: 4 }
   }
-  for (const [network, expected] of [['tcp', '127.0.0.1'], ['tcp4', '127.0.0.1'], ['tcp6', '::1']]) {
+  for (const [network, expected] of [
+    ['tcp', '127.0.0.1'],
+    ['tcp4', '127.0.0.1'],
+    ['tcp6', '::1'],
+  ]) {
     const listener = await listen(network, 'server.example:0')
     t.is(listener.address().address, expected)
     listener.close()
   }
-  t.deepEqual(asked, [['server.example', 0], ['server.example', 4], ['server.example', 6]])
+  t.deepEqual(asked, [
+    ['server.example', 0],
+    ['server.example', 4],
+    ['server.example', 6],
+  ])
 })
 
 test.serial('listen() asks nobody for a literal, localhost, no host, or a path', async (t) => {
   const { lookup } = dns
   t.teardown(() => (dns.lookup = lookup))
   dns.lookup = () => t.fail()
-  for (const address of ['127.0.0.1:0', '[::1]:0', 'localhost:0', ':0']) (await listen('tcp', address)).close()
+  for (const address of ['127.0.0.1:0', '[::1]:0', 'localhost:0', ':0'])
+    (await listen('tcp', address)).close()
   const listener = await listen('unix', path())
   listener.close()
   t.pass()
@@ -235,8 +259,7 @@ test('connects to a listener that is closed without having been served are cut',
   const listener = createListener('tcp', '127.0.0.1:0')
   const socket = await connect(listener.address().port)
   listener.close()
-  await once(socket, 'close')
-  t.pass()
+  t.is((await outcome(socket)).code, 'ECONNRESET')
 })
 
 test('a listener is served only once', async (t) => {
@@ -362,7 +385,10 @@ test('an abstract name in use is EADDRINUSE', (t) => {
   const name = `@netpoll-twice-${process.pid}`
   const listener = createListener('unix', name)
   const { code, errno, syscall, address } = failure('unix', name)
-  t.deepEqual({ code, errno, syscall, address }, { code: 'EADDRINUSE', errno: -98, syscall: 'listen', address: name })
+  t.deepEqual(
+    { code, errno, syscall, address },
+    { code: 'EADDRINUSE', errno: -98, syscall: 'listen', address: name },
+  )
   listener.close()
 })
 
@@ -479,7 +505,11 @@ test('the backlog is what was asked for', async (t) => {
 })
 
 test('keepAlive, recvBuffer and sendBuffer hold for the connections', async (t) => {
-  const listener = createListener('tcp', '127.0.0.1:0', { keepAlive: true, recvBuffer: 20_000, sendBuffer: 30_000 })
+  const listener = createListener('tcp', '127.0.0.1:0', {
+    keepAlive: true,
+    recvBuffer: 20_000,
+    sendBuffer: 30_000,
+  })
   const loop = createEventLoop(echo)
   const served = loop.serve(listener)
   const { port } = listener.address()
@@ -514,7 +544,13 @@ const wrong = [
 ]
 
 for (const [options, code] of wrong) {
-  test(`the options ${typeof options === 'string' ? options : Object.entries(options ?? {}).flat().join(' ') || null} are ${code}`, (t) => {
+  test(`the options ${
+    typeof options === 'string'
+      ? options
+      : Object.entries(options ?? {})
+          .flat()
+          .join(' ') || null
+  } are ${code}`, (t) => {
     const at = path()
     t.throws(() => createListener('unix', at, options), { code })
     t.throws(() => listen('unix', at, options), { code })
@@ -523,7 +559,11 @@ for (const [options, code] of wrong) {
 }
 
 test('options that are undefined are not given', (t) => {
-  const listener = createListener('tcp', '127.0.0.1:0', { backlog: undefined, noDelay: undefined, recvBuffer: undefined })
+  const listener = createListener('tcp', '127.0.0.1:0', {
+    backlog: undefined,
+    noDelay: undefined,
+    recvBuffer: undefined,
+  })
   listener.close()
   t.pass()
 })

@@ -8,7 +8,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'ava'
 import { createEventLoop, createListener, stats } from '../index.js'
-import { descriptors, serve, until } from './fixtures/peer.mjs'
+import { descriptors, serve, settled, until } from './fixtures/peer.mjs'
 
 const MIB = 1 << 20
 const SIZE = 100 * MIB
@@ -17,6 +17,8 @@ const folder = mkdtempSync(join(tmpdir(), 'netpoll-'))
 const file = join(folder, 'sent')
 const sent = makeFile()
 
+// What an environment opens once is open before anything is counted.
+test.before(settled)
 test.after.always(() => rmSync(folder, { recursive: true }))
 
 const echoes = {
@@ -60,14 +62,12 @@ having('nc')('nc gets its 100 MiB back while it keeps its side open', async (t) 
 })
 
 having('nc')('nc that half-closes gets an answer that is made of all it has sent', async (t) => {
-  const server = serve(
-    async (connection) => {
-      const hash = createHash('sha256')
-      for await (const bytes of chunks(connection)) hash.update(bytes)
-      connection.writer.writeString(hash.digest('hex'))
-      connection.writer.flush()
-    },
-  )
+  const server = serve(async (connection) => {
+    const hash = createHash('sha256')
+    for await (const bytes of chunks(connection)) hash.update(bytes)
+    connection.writer.writeString(hash.digest('hex'))
+    connection.writer.flush()
+  })
   const client = run(t, 'nc', ['-N', '127.0.0.1', server.port])
   const output = []
   for await (const chunk of client.stdout) output.push(chunk)

@@ -82,7 +82,17 @@ test('writeByte is writeUInt8', async (t) => {
 // The last text is longer than a block, the one before it than the room that a block has left.
 const TEXTS = ['', 'plain', 'aé€😀z', '\ud800 lonely \udc00', 'é'.repeat(50_000), '€x'.repeat(MIB)]
 
-for (const encoding of ['utf8', 'latin1', 'hex', 'base64', 'base64url', 'ascii', 'utf16le', 'ucs2', 'binary']) {
+for (const encoding of [
+  'utf8',
+  'latin1',
+  'hex',
+  'base64',
+  'base64url',
+  'ascii',
+  'utf16le',
+  'ucs2',
+  'binary',
+]) {
   test(`writeString encodes ${encoding} as Buffer does, and returns the count of bytes`, async (t) => {
     const both = await pair(t)
     const texts = encoding === 'hex' ? ['', '00ff', '0', 'xy'] : TEXTS
@@ -235,8 +245,24 @@ test('mallocAck(0) drops all', async (t) => {
 test('mallocAck cuts anywhere among bytes that were copied, referred to and moved here', async (t) => {
   const large = randomBytes(20 * KIB)
   const other = await pair(t)
-  const all = Buffer.concat([Buffer.from('abc'), large, Buffer.from('def'), Buffer.from('other'), Buffer.from('g')])
-  for (const n of [0, 1, 3, 4, 3 + large.length, 5 + large.length, 8 + large.length, all.length - 1, all.length]) {
+  const all = Buffer.concat([
+    Buffer.from('abc'),
+    large,
+    Buffer.from('def'),
+    Buffer.from('other'),
+    Buffer.from('g'),
+  ])
+  for (const n of [
+    0,
+    1,
+    3,
+    4,
+    3 + large.length,
+    5 + large.length,
+    8 + large.length,
+    all.length - 1,
+    all.length,
+  ]) {
     const both = await pair(t)
     const { writer } = both
     writer.writeString('abc')
@@ -274,8 +300,15 @@ test('writeDirect puts bytes before the last of those that wait', async (t) => {
       writer.writeDirect(bytes, remain)
       t.is(writer.mallocLength, 6 + size)
       writer.writeString('g')
-      const expected = [Buffer.from('abcdef').subarray(0, 6 - remain), bytes, Buffer.from('abcdef').subarray(6 - remain)]
-      t.true((await flushed(both)).equals(Buffer.concat([...expected, Buffer.from('g')])), `${size} ${remain}`)
+      const expected = [
+        Buffer.from('abcdef').subarray(0, 6 - remain),
+        bytes,
+        Buffer.from('abcdef').subarray(6 - remain),
+      ]
+      t.true(
+        (await flushed(both)).equals(Buffer.concat([...expected, Buffer.from('g')])),
+        `${size} ${remain}`,
+      )
     }
   }
 })
@@ -373,24 +406,27 @@ test('a Writer cannot be appended to itself, which changes nothing', async (t) =
 
 // ---- by copy and by reference, with the sums of the whole process
 
-test.serial('below 16 KiB writeBinary copies, from there on it refers to the memory until it is sent', async (t) => {
-  const both = await stalled(t)
-  const { writer, filling } = both
-  const pinned = stats().pinnedSends
-  t.is(pinned, 1)
-  const below = randomBytes(BY_REFERENCE - 1)
-  const above = randomBytes(BY_REFERENCE)
-  const expected = Buffer.concat([filling, below, above])
-  writer.writeBinary(below)
-  below.fill(0)
-  writer.flush()
-  t.is(stats().pinnedSends, pinned)
-  writer.writeBinary(above)
-  writer.flush()
-  t.is(stats().pinnedSends, pinned + 1)
-  t.true((await flushed(both)).equals(expected))
-  await until(() => stats().pinnedSends === 0)
-})
+test.serial(
+  'below 16 KiB writeBinary copies, from there on it refers to the memory until it is sent',
+  async (t) => {
+    const both = await stalled(t)
+    const { writer, filling } = both
+    const pinned = stats().pinnedSends
+    t.is(pinned, 1)
+    const below = randomBytes(BY_REFERENCE - 1)
+    const above = randomBytes(BY_REFERENCE)
+    const expected = Buffer.concat([filling, below, above])
+    writer.writeBinary(below)
+    below.fill(0)
+    writer.flush()
+    t.is(stats().pinnedSends, pinned)
+    writer.writeBinary(above)
+    writer.flush()
+    t.is(stats().pinnedSends, pinned + 1)
+    t.true((await flushed(both)).equals(expected))
+    await until(() => stats().pinnedSends === 0)
+  },
+)
 
 test.serial('shared and resizable memory is copied, whatever its size', async (t) => {
   const both = await stalled(t)
@@ -428,69 +464,78 @@ test.serial('pinned memory is let go when our own reset drops it', async (t) => 
   t.pass()
 })
 
-test.serial('the memory of what was written comes back when it is sent, dropped, or the connection ends', async (t) => {
-  const warm = await pair(t)
-  warm.writer.writeString('warm')
-  await flushed(warm)
-  warm.peer.destroy()
-  await warm.connection.closed
-  const before = stats().bytesOut
-  const fill = ({ writer }) => {
-    for (let i = 0; i < 64; i++) writer.malloc(64 * KIB)
-    writer.writeBinary(new Uint8Array(new SharedArrayBuffer(4 * MIB)))
-  }
-  const ends = {
-    sent: async (both) => void (await flushed(both)),
-    dropped: ({ writer }) => writer.mallocAck(0),
-    closed: ({ connection }) => connection.close(),
-    reset: ({ peer, writer }) => {
-      peer.resetAndDestroy()
-      writer.flush()
-    },
-  }
-  for (const [kind, end] of Object.entries(ends)) {
-    const both = await pair(t)
-    fill(both)
-    t.true(stats().bytesOut >= before + 7 * MIB, kind)
-    await end(both)
-    both.peer.destroy()
-    await both.connection.closed
-    // One output block, in part unused, stays with the environment.
-    await until(() => stats().bytesOut <= before + MIB, `${kind}: ${stats().bytesOut} of ${before}`)
-  }
-})
+test.serial(
+  'the memory of what was written comes back when it is sent, dropped, or the connection ends',
+  async (t) => {
+    const warm = await pair(t)
+    warm.writer.writeString('warm')
+    await flushed(warm)
+    warm.peer.destroy()
+    await warm.connection.closed
+    const before = stats().bytesOut
+    const fill = ({ writer }) => {
+      for (let i = 0; i < 64; i++) writer.malloc(64 * KIB)
+      writer.writeBinary(new Uint8Array(new SharedArrayBuffer(4 * MIB)))
+    }
+    const ends = {
+      sent: async (both) => void (await flushed(both)),
+      dropped: ({ writer }) => writer.mallocAck(0),
+      closed: ({ connection }) => connection.close(),
+      reset: ({ peer, writer }) => {
+        peer.resetAndDestroy()
+        writer.flush()
+      },
+    }
+    for (const [kind, end] of Object.entries(ends)) {
+      const both = await pair(t)
+      fill(both)
+      t.true(stats().bytesOut >= before + 7 * MIB, kind)
+      await end(both)
+      both.peer.destroy()
+      await both.connection.closed
+      // One output block, in part unused, stays with the environment.
+      await until(() => stats().bytesOut <= before + MIB, `${kind}: ${stats().bytesOut} of ${before}`)
+    }
+  },
+)
 
-test.serial('the write that would pass maxPendingBytes throws OUTPUT_LIMIT and resets the connection', async (t) => {
-  const writes = {
-    malloc: (writer, n) => writer.malloc(n),
-    writeString: (writer, n) => writer.writeString('x'.repeat(n)),
-    latin1: (writer, n) => writer.writeString('x'.repeat(n), 'latin1'),
-    'small writeBinary': (writer, n) => {
-      for (let left = n; left > 0; left -= 1000) writer.writeBinary(Buffer.alloc(1000))
-    },
-    writeBinary: (writer, n) => writer.writeBinary(Buffer.alloc(n)),
-    writeDirect: (writer, n) => writer.writeDirect(Buffer.alloc(n), 0),
-    writeDoubleBE: (writer, n) => {
-      for (let left = n; left > 0; left -= 8) writer.writeDoubleBE(1)
-    },
-  }
-  for (const [kind, write] of Object.entries(writes)) {
-    const { writer, peer, connection } = await pair(t, { maxPendingBytes: MIB, writeHighWaterMark: KIB })
-    const received = outcome(peer)
-    t.notThrows(() => write(writer, MIB - 1000), `${kind}: up to the limit`)
-    t.throws(() => write(writer, 2000), { code: 'ERR_NETPOLL_OUTPUT_LIMIT' }, kind)
-    t.throws(() => writer.writeByte(1), { code: 'ERR_NETPOLL_OUTPUT_LIMIT' }, kind)
-    t.throws(() => writer.flush(), { code: 'ERR_NETPOLL_OUTPUT_LIMIT' }, kind)
-    t.is((await received).code, 'ECONNRESET', kind)
-    await connection.closed
-  }
-})
+test.serial(
+  'the write that would pass maxPendingBytes throws OUTPUT_LIMIT and resets the connection',
+  async (t) => {
+    const writes = {
+      malloc: (writer, n) => writer.malloc(n),
+      writeString: (writer, n) => writer.writeString('x'.repeat(n)),
+      latin1: (writer, n) => writer.writeString('x'.repeat(n), 'latin1'),
+      'small writeBinary': (writer, n) => {
+        for (let left = n; left > 0; left -= 1000) writer.writeBinary(Buffer.alloc(1000))
+      },
+      writeBinary: (writer, n) => writer.writeBinary(Buffer.alloc(n)),
+      writeDirect: (writer, n) => writer.writeDirect(Buffer.alloc(n), 0),
+      writeDoubleBE: (writer, n) => {
+        for (let left = n; left > 0; left -= 8) writer.writeDoubleBE(1)
+      },
+    }
+    for (const [kind, write] of Object.entries(writes)) {
+      const { writer, peer, connection } = await pair(t, { maxPendingBytes: MIB, writeHighWaterMark: KIB })
+      const received = outcome(peer)
+      t.notThrows(() => write(writer, MIB - 1000), `${kind}: up to the limit`)
+      t.throws(() => write(writer, 2000), { code: 'ERR_NETPOLL_OUTPUT_LIMIT' }, kind)
+      t.throws(() => writer.writeByte(1), { code: 'ERR_NETPOLL_OUTPUT_LIMIT' }, kind)
+      t.throws(() => writer.flush(), { code: 'ERR_NETPOLL_OUTPUT_LIMIT' }, kind)
+      t.is((await received).code, 'ECONNRESET', kind)
+      await connection.closed
+    }
+  },
+)
 
-test.serial('a text that fits in UTF-8 is written, though three bytes a unit would pass the limit', async (t) => {
-  const both = await pair(t, { maxPendingBytes: 1000 })
-  t.is(both.writer.writeString('x'.repeat(1000)), 1000)
-  t.is((await flushed(both)).length, 1000)
-})
+test.serial(
+  'a text that fits in UTF-8 is written, though three bytes a unit would pass the limit',
+  async (t) => {
+    const both = await pair(t, { maxPendingBytes: 1000 })
+    t.is(both.writer.writeString('x'.repeat(1000)), 1000)
+    t.is((await flushed(both)).length, 1000)
+  },
+)
 
 test.serial('a handler that echoes by append leaves no block out', async (t) => {
   const server = serve(({ reader, writer }) => {

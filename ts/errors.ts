@@ -43,13 +43,16 @@ export interface SystemFields {
   port?: number
 }
 
-/** The error of a failed system call as net makes it: "listen EADDRINUSE: address already in use 127.0.0.1:80". */
+/**
+ * The error of a failed system call as net makes it: "listen EADDRINUSE: address already in use 127.0.0.1:80". Port 0
+ * is not told; a unix socket's is -1.
+ */
 export function systemError(errno: number, syscall: string, address?: string, port?: number): NetpollError {
   const [code, message] = getSystemErrorMap().get(-errno) ?? [`E${errno}`, 'unknown error']
-  const place = address === undefined ? '' : port === undefined ? ` ${address}` : ` ${address}:${port}`
+  const place = address === undefined ? '' : port !== undefined && port > 0 ? ` ${address}:${port}` : ` ${address}`
   const fields: SystemFields = { errno: -errno, syscall }
   if (address !== undefined) fields.address = address
-  if (port !== undefined) fields.port = port
+  if (port) fields.port = port
   return new NetpollError(code, `${syscall} ${code}: ${message}${place}`, fields)
 }
 

@@ -1,4 +1,5 @@
 import { lookup } from 'node:dns/promises'
+import { constants } from 'node:os'
 import { boolean, checkOptions, integer, invalidType, MAX_SIZE, oneOf } from './arguments.js'
 import { environment } from './environment.js'
 import { NetpollError, systemError } from './errors.js'
@@ -150,10 +151,12 @@ function addressError(failure: AddressFailure): NetpollError {
 
 /** With the address as net tells it. */
 function listenError(failure: SystemFailure, network: Network, address: string): NetpollError {
-  if (network === 'unix') return systemError(failure.errno, failure.syscall, address)
+  if (network === 'unix') return systemError(failure.errno, failure.syscall, address, -1)
   const colon = address.lastIndexOf(':')
   const host = address.slice(0, colon).replace(/^\[|\]$/g, '')
-  const any = network === 'tcp4' ? '0.0.0.0' : '::'
+  // Where [::] fails for another reason than its port, net goes on to 0.0.0.0.
+  const both = failure.errno === constants.errno.EADDRINUSE ? '::' : '0.0.0.0'
+  const any = network === 'tcp4' ? '0.0.0.0' : network === 'tcp6' ? '::' : both
   const local = network === 'tcp6' ? '::1' : '127.0.0.1'
   const shown = host === '' ? any : host === 'localhost' ? local : host
   return systemError(failure.errno, failure.syscall, shown, Number(address.slice(colon + 1)))

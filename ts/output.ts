@@ -20,6 +20,8 @@ export class Output extends Writer {
   /** Bytes ever submitted and, as last looked at, ever taken by the kernel; modulo 2^32. */
   private submitted = 0
   private sent = 0
+  /** A flush() has dropped its bytes: flushed() waits for the cause. */
+  private dropped = false
   private drains: Drain[] | null = null
   /** A WATCH_DRAIN for `watched` is pending. */
   private watching = false
@@ -40,6 +42,7 @@ export class Output extends Writer {
     const { connection } = this
     if (connection.dropsOutput()) {
       this.clear()
+      this.dropped = true
       return false
     }
     this.submit()
@@ -54,9 +57,10 @@ export class Output extends Writer {
   }
 
   flushed(): Promise<void> {
-    if (this.pending === 0) return Promise.resolve()
+    if (this.pending === 0 && !this.dropped) return Promise.resolve()
+    const target = this.dropped ? (this.submitted + 1) | 0 : this.submitted
     return new Promise((resolve, reject) => {
-      ;(this.drains ??= []).push(new Drain(this.submitted, resolve, reject))
+      ;(this.drains ??= []).push(new Drain(target, resolve, reject))
       // An earlier target is watched already; the later ones have their turn after it.
       this.watch(this.drains[0]!.target)
     })

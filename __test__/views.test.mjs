@@ -1,0 +1,304 @@
+// Semantics 7: what a view shows, for how long, and what becomes of it when it is sent or detached.
+
+import test from 'ava'
+import { createHash, randomBytes } from 'node:crypto'
+import { stats } from '../index.js'
+import { connect, deferred, outcome, pair, send, serve, take, until } from './fixtures/peer.mjs'
+
+const KIB = 1 << 10
+const MIB = 1 << 20
+
+const DETACHED_BY = {
+  'structuredClone()': (view) => structuredClone(view.buffer, { transfer: [view.buffer] }),
+  // Node 20 has no transfer() yet.
+  ...('transfer' in ArrayBuffer.prototype && { 'transfer()': (view) => view.buffer.transfer() }),
+}
+
+/** Other connections whose bytes go through all blocks that are free. */
+async function traffic(t, bytes = 32 * MIB) {
+  const { port, stop } = serve(({ reader, writer }) => {
+    writer.append(reader)
+    writer.flush()
+  })
+  await Promise.all(
+    Array.from({ length: 4 }, async () => {
+      const peer = await connect(port)
+      const received = outcome(peer)
+      peer.end(Buffer.alloc(bytes / 4, 0xee))
+      if ((await received).bytes.length !== bytes / 4) t.fail('The traffic itself went wrong')
+    }),
+  )
+  await stop()
+}
+
+/** Sends `bytes` and waits until they can be read. */
+async function bring({ peer, reader }, bytes) {
+  const length = reader.length + bytes.length
+  const sending = send(peer, bytes)
+  await reader.waitRead(length)
+  await sending
+}
+
+/** What the peer receives after a flush, when nothing else was sent before. */
+async function flushed({ connection, writer, peer }) {
+  writer.flush()
+  connection.end()
+  return (await outcome(peer)).bytes
+}
+
+const sha256 = (bytes) => createHash('sha256').update(bytes).digest('hex')
+
+test('views stay what they are until release(), whatever others receive and send', async (t) => {
+  const both = await pair(t)
+  const sent = randomBytes(3 * MIB)
+  await bring(both, sent)
+  const views = []
+  const { reader } = both
+  for (let size = 1; reader.length > 0; size *= 3) views.push(reader.next(Math.min(size, reader.length)))
+  await traffic(t)
+  t.true(Buffer.concat(views).equals(sent))
+  reader.release()
+})
+
+test('views of a handler stay what they are while its promise is pending', async (t) => {
+  const taken = deferred()
+  const trafficDone = deferred()
+  const shown = deferred()
+  const sent = randomBytes(256 * KIB)
+  const { port, stop } = serve(async ({ reader }) => {
+    await reader.waitRead(sent.length)
+    const views = [reader.next(3), reader.next(100 * KIB), reader.next(reader.length)]
+    taken.resolve()
+    await trafficDone.promise
+    shown.resolve(Buffer.concat(views))
+  })
+  t.teardown(stop)
+  const peer = await connect(port)
+  t.teardown(() => void peer.destroy())
+  peer.write(sent)
+  await taken.promise
+  await traffic(t)
+  trafficDone.resolve()
+  t.true((await shown.promise).equals(sent))
+})
+
+for (const end of ['close', 'reset']) {
+  test(`views of a handler survive its own ${end}() until it ends`, async (t) => {
+    const taken = deferred()
+    const trafficDone = deferred()
+    const shown = deferred()
+    const sent = randomBytes(256 * KIB)
+    const { port, stop } = serve(async (connection) => {
+      const { reader } = connection
+      await reader.waitRead(sent.length)
+      const view = reader.next(sent.length)
+      connection[end]()
+      taken.resolve()
+      await trafficDone.promise
+      shown.resolve(Buffer.from(view))
+    })
+    t.teardown(stop)
+    const peer = await connect(port)
+    t.teardown(() => void peer.destroy())
+    peer.write(sent)
+    await taken.promise
+    await traffic(t)
+    trafficDone.resolve()
+    t.true((await shown.promise).equals(sent))
+  })
+}
+
+test('a slice stays what it is after release() of its Reader, and after the connection has ended', async (t) => {
+  const both = await pair(t)
+  const sent = randomBytes(MIB)
+  await bring(both, sent)
+  const slice = both.reader.slice(sent.length)
+  both.reader.release()
+  both.connection.close()
+  both.peer.destroy()
+  await both.connection.closed
+  await traffic(t)
+  t.true(slice.next(sent.length).equals(sent))
+  slice.release()
+})
+
+test('what is unread when a connection without onRequest ends can be read, views included', async (t) => {
+  const both = await pair(t)
+  const sent = randomBytes(300 * KIB)
+  await bring(both, sent)
+  both.peer.resetAndDestroy()
+  await both.connection.closed
+  await traffic(t)
+  const { reader } = both
+  const halves = [reader.next(100 * KIB), reader.readBinary(200 * KIB)]
+  t.true(Buffer.concat(halves).equals(sent))
+  t.throws(() => reader.next(1), { code: 'ERR_NETPOLL_SHORT_READ' })
+})
+
+for (const size of [16 * KIB, 64 * KIB, MIB, 3 * MIB]) {
+  test(`a view of ${size} bytes that is written keeps its block until it is sent, beyond release()`, async (t) => {
+    const both = await pair(t)
+    const { reader, writer } = both
+    const filling = randomBytes(16 * MIB)
+    writer.writeBinary(filling)
+    writer.flush()
+    const sent = randomBytes(size)
+    await bring(both, sent)
+    writer.writeBinary(reader.next(size))
+    reader.release()
+    writer.flush()
+    await traffic(t)
+    t.true((await flushed(both)).equals(Buffer.concat([filling, sent])))
+  })
+}
+
+test('a view that is written but not yet flushed keeps its block too', async (t) => {
+  const both = await pair(t)
+  const sent = randomBytes(MIB)
+  await bring(both, sent)
+  both.writer.writeBinary(both.reader.next(MIB))
+  both.reader.release()
+  await traffic(t)
+  t.true((await flushed(both)).equals(sent))
+})
+
+const ECHOES = {
+  'writeBinary(next(n))': (reader, writer, n) => writer.writeBinary(reader.next(n)),
+  'writeBinary(peek(n))': (reader, writer, n) => {
+    writer.writeBinary(reader.peek(n))
+    reader.skip(n)
+  },
+  'append(slice(n))': (reader, writer, n) => writer.append(reader.slice(n)),
+}
+
+for (const [kind, echo] of Object.entries(ECHOES)) {
+  test(`an echo of 64 KiB messages by ${kind} to a stalled peer is what was sent`, async (t) => {
+    let refused = false
+    const { port, stop, loop } = serve(({ reader, writer }) => {
+      while (reader.length >= 64 * KIB) echo(reader, writer, 64 * KIB)
+      if (!writer.flush()) refused = true
+    })
+    t.teardown(stop)
+    const peer = await connect(port)
+    const sent = randomBytes(32 * MIB)
+    peer.end(sent)
+    await until(() => refused)
+    await traffic(t)
+    const { bytes } = await outcome(peer)
+    t.is(bytes.length, sent.length)
+    t.is(sha256(bytes), sha256(sent))
+    await until(() => loop.connections === 0)
+  })
+}
+
+test('a stale view that is written is sent with its length, and harms nobody', async (t) => {
+  const both = await pair(t)
+  const { reader, writer } = both
+  await bring(both, randomBytes(64 * KIB))
+  const view = reader.next(64 * KIB)
+  reader.release()
+  await traffic(t)
+  t.is(writer.writeBinary(view), 64 * KIB)
+  t.is((await flushed(both)).length, 64 * KIB)
+})
+
+// ---- detached
+
+for (const [how, detach] of Object.entries(DETACHED_BY)) {
+  test(`a view detached by ${how} leaves what is unread, and later views, as they are`, async (t) => {
+    for (const size of [100, 64 * KIB, MIB, 2 * MIB]) {
+      const both = await pair(t)
+      const { reader } = both
+      const sent = randomBytes(size)
+      await bring(both, sent)
+      const view = reader.peek(size)
+      detach(view)
+      t.is(view.length, 0)
+      t.true(reader.peek(size).equals(sent), `peek ${size}`)
+      detach(reader.next(10))
+      t.true(reader.next(size - 10).equals(sent.subarray(10)), `next ${size}`)
+      reader.release()
+    }
+  })
+
+  test(`a view detached by ${how} leaves what is unread after the end as it is`, async (t) => {
+    const both = await pair(t)
+    const sent = randomBytes(1000)
+    await bring(both, sent)
+    both.peer.resetAndDestroy()
+    await both.connection.closed
+    detach(both.reader.peek(500))
+    t.true(both.reader.next(1000).equals(sent))
+  })
+
+  test(`a view detached by ${how} is still sent by those who have written it before`, async (t) => {
+    const both = await pair(t)
+    const { reader, writer } = both
+    const sent = randomBytes(64 * KIB)
+    await bring(both, sent)
+    const view = reader.next(64 * KIB)
+    writer.writeBinary(view)
+    detach(view)
+    t.true((await flushed(both)).equals(sent))
+  })
+
+  test(`room of malloc detached by ${how} is still sent`, async (t) => {
+    const both = await pair(t)
+    const room = both.writer.malloc(1000)
+    room.fill('x')
+    detach(room)
+    t.is(room.length, 0)
+    both.writer.malloc(1000).fill('y')
+    t.is((await flushed(both)).toString(), 'x'.repeat(1000) + 'y'.repeat(1000))
+  })
+
+  test(`large room of malloc detached by ${how} after it was sent leaves other Writers alone`, async (t) => {
+    const one = await pair(t)
+    const room = one.writer.malloc(2 * MIB)
+    room.write('abc')
+    one.writer.mallocAck(3)
+    one.writer.flush()
+    t.is((await take(one.peer, 3)).toString(), 'abc')
+    detach(room)
+    const two = await pair(t)
+    two.writer.writeString('of another')
+    t.is((await flushed(two)).toString(), 'of another')
+  })
+
+  test(`a view detached by ${how} does not touch the other connections`, async (t) => {
+    const { port, stop } = serve(({ reader, writer }) => {
+      const view = reader.next(reader.length)
+      writer.writeBinary(view)
+      detach(view)
+      writer.flush()
+    })
+    t.teardown(stop)
+    const echoed = await Promise.all(
+      Array.from({ length: 10 }, async (_, i) => {
+        const peer = await connect(port)
+        const sent = randomBytes(i % 2 === 0 ? 1000 : 3 * MIB)
+        const received = outcome(peer)
+        peer.end(sent)
+        return (await received).bytes.equals(sent)
+      }),
+    )
+    t.deepEqual(echoed, Array(10).fill(true))
+  })
+}
+
+test.serial(
+  'chunks that were detached a thousand times are mapped a thousand times, and stay the same memory',
+  async (t) => {
+    const both = await pair(t)
+    const { reader } = both
+    await bring(both, Buffer.alloc(1000, 1))
+    const { chunkBytes } = stats()
+    for (let i = 0; i < 1000; i++) {
+      const view = reader.next(1)
+      view[0] = 2
+      structuredClone(view.buffer, { transfer: [view.buffer] })
+    }
+    t.is(reader.length, 0)
+    t.is(stats().chunkBytes, chunkBytes)
+  },
+)

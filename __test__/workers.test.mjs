@@ -1,0 +1,144 @@
+// Semantics 11: the main thread and its workers each have an environment, and each ends by itself.
+
+import { once } from 'node:events'
+import { readdirSync } from 'node:fs'
+import { setImmediate } from 'node:timers/promises'
+import { Worker } from 'node:worker_threads'
+import test from 'ava'
+import { connect, descriptors, outcome, serve, settled, take, until } from './fixtures/peer.mjs'
+import { run } from './fixtures/program.mjs'
+
+const fixture = new URL('fixtures/echo_worker.mjs', import.meta.url)
+
+/** A worker that serves at `port`. */
+async function echoWorker(clients = 0) {
+  const worker = new Worker(fixture, { workerData: { clients } })
+  const [port] = await once(worker, 'message')
+  return { worker, port }
+}
+
+function threads() {
+  return readdirSync('/proc/self/task').length
+}
+
+async function echoes(t, socket, text) {
+  socket.write(text)
+  t.is(String(await take(socket, text.length)), text)
+}
+
+const echo = ({ reader, writer }) => {
+  writer.append(reader)
+  writer.flush()
+}
+
+const endings = {
+  'terminate()': [(worker) => worker.terminate(), 1],
+  'process.exit()': [(worker) => worker.postMessage('exit'), 5],
+  'an uncaught throw': [(worker) => worker.postMessage('throw'), 1],
+  'its natural end': [(worker) => worker.postMessage('shutdown'), 0],
+}
+
+for (const [name, [endIt, expected]] of Object.entries(endings)) {
+  test.serial(`main and two workers serve; when one ends by ${name}, the others serve on`, async (t) => {
+    const main = serve(echo)
+    const [one, two] = [await echoWorker(), await echoWorker()]
+    const sockets = []
+    for (const { port } of [main, one, two]) sockets.push(await connect(port))
+    for (const [i, socket] of sockets.entries()) await echoes(t, socket, `before ${i}`)
+
+    one.worker.on('error', (error) => t.is(error.message, 'on purpose'))
+    const exit = new Promise((resolve) => one.worker.on('exit', resolve))
+    const cut = outcome(sockets[1].resume())
+    void endIt(one.worker)
+    t.is(await exit, expected)
+    t.is((await cut).bytes.length, 0)
+
+    for (const i of [0, 2]) await echoes(t, sockets[i], `after ${i}`)
+    const late = await connect(two.port)
+    await echoes(t, late, 'late')
+
+    await main.stop()
+    await echoes(t, sockets[2], 'without main')
+    await two.worker.terminate()
+    for (const socket of [...sockets, late]) socket.destroy()
+  })
+}
+
+test.serial('workers that terminate under load, at any moment, harm nobody', async (t) => {
+  const main = serve(echo)
+  const socket = await connect(main.port)
+  for (let i = 0; i < 20; i++) {
+    const { worker, port } = await echoWorker(5)
+    const foreign = await connect(port)
+    foreign.on('data', (bytes) => foreign.write(bytes))
+    foreign.write(Buffer.alloc(100_000))
+    for (let turns = 0; turns < i * 3; turns++) await setImmediate()
+    const exit = once(worker, 'exit')
+    await worker.terminate()
+    t.is((await exit)[0], 1)
+    foreign.destroy()
+    await echoes(t, socket, `round ${i}`)
+  }
+  socket.destroy()
+  await main.stop()
+})
+
+test.serial('workers that terminate in their start, at any moment, harm nobody', async (t) => {
+  for (let i = 0; i < 20; i++) {
+    const worker = new Worker(fixture, { workerData: { clients: 3 } })
+    await once(worker, 'online')
+    for (let turns = 0; turns < i * 40; turns++) await setImmediate()
+    await worker.terminate()
+  }
+  await settled()
+  t.pass()
+})
+
+test.serial('100 workers, terminated with live connections, leave no thread and no descriptor', async (t) => {
+  const cycle = async () => {
+    const { worker, port } = await echoWorker()
+    const sockets = [await connect(port), await connect(port)]
+    for (const socket of sockets) await echoes(t, socket, 'live')
+    const cut = sockets.map((socket) => outcome(socket.resume()))
+    await worker.terminate()
+    await Promise.all(cut)
+    for (const socket of sockets) socket.destroy()
+  }
+  await cycle()
+  await settled()
+  const before = [threads(), descriptors()]
+  for (let i = 0; i < 100; i += 4) await Promise.all([cycle(), cycle(), cycle(), cycle()])
+  await until(
+    () => threads() <= before[0] && descriptors() <= before[1],
+    `${before} = ${threads()}, ${descriptors()}`,
+  )
+  t.pass()
+})
+
+test.serial('a process with workers under load ends by process.exit() with its code', async (t) => {
+  for (let i = 0; i < 20; i++) {
+    const { code, signal, stderr } = await run(`
+      import { Worker } from 'node:worker_threads'
+      const main = serve(() => {})
+      for (let i = 0; i < 2; i++) {
+        const worker = new Worker(new URL(${JSON.stringify(fixture.href)}), { workerData: { clients: 3 }, execArgv: [] })
+        await once(worker, 'message')
+      }
+      for (let i = 0; i < ${i * 5}; i++) await new Promise(setImmediate)
+      process.exit(9)
+    `)
+    t.deepEqual({ code, signal, stderr }, { code: 9, signal: null, stderr: '' })
+  }
+})
+
+test.serial('a process whose worker throws unheard ends with code 1', async (t) => {
+  const { code, signal, stderr } = await run(`
+    import { Worker } from 'node:worker_threads'
+    const main = serve(() => {})
+    const worker = new Worker(new URL(${JSON.stringify(fixture.href)}), { workerData: { clients: 3 }, execArgv: [] })
+    await once(worker, 'message')
+    worker.postMessage('throw')
+  `)
+  t.deepEqual([code, signal], [1, null])
+  t.regex(stderr, /on purpose/)
+})
