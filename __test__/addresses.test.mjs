@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import test from 'ava'
 import { createEventLoop, createListener, listen, NetpollError } from '../index.js'
-import { connect, deferred, pair, until } from './fixtures/peer.mjs'
+import { connect, deferred, pair, settled, until } from './fixtures/peer.mjs'
 
 const folder = mkdtempSync(join(tmpdir(), 'netpoll-addresses-'))
 test.after.always(() => rmSync(folder, { recursive: true }))
@@ -216,6 +216,27 @@ test('addresses are known in onDisconnect and close callbacks, asked for there f
   socket.destroy()
   await until(() => seen.length === 2)
   t.deepEqual(seen, [localPort, localPort])
+  await loop.shutdown()
+  await served
+})
+
+test('a handler that has waited past the end of its connection is told the addresses at its first question', async (t) => {
+  const told = deferred()
+  const began = deferred()
+  const listener = createListener('tcp', '127.0.0.1:0')
+  const loop = createEventLoop(async (connection) => {
+    began.resolve()
+    await until(() => loop.connections === 0)
+    await settled()
+    told.resolve(connection.remotePort)
+  })
+  const served = loop.serve(listener)
+  const socket = await connect(listener.address().port)
+  const { localPort } = socket
+  socket.write('x')
+  await began.promise
+  socket.resetAndDestroy()
+  t.is(await told.promise, localPort)
   await loop.shutdown()
   await served
 })

@@ -82,7 +82,7 @@ test('a half-closed connection is not active, not readable, and writable', async
   t.is((await outcome(socket)).code, '')
 })
 
-test('isActive() tells of the FIN in the midst of a synchronous handler', async (t) => {
+test.serial('isActive() tells of the FIN in the midst of a synchronous handler', async (t) => {
   const seen = deferred()
   let socket
   const { port, stop } = serve((connection) => {

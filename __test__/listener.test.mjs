@@ -164,11 +164,11 @@ test('a tcp listener without a host takes IPv4 and IPv6, with ipv6Only IPv6 alon
       ['127.0.0.1', both],
     ]) {
       const socket = net.connect(port, host)
-      const outcome = await Promise.race([
+      const answer = await Promise.race([
         once(socket, 'connect').then(() => true),
         once(socket, 'error').then(([error]) => error.code),
       ]).catch((error) => error.code)
-      t.is(outcome, expected || 'ECONNREFUSED')
+      t.is(answer, expected || 'ECONNREFUSED')
       socket.destroy()
     }
     listener.close()
@@ -397,16 +397,16 @@ test('what is not permitted is the error of net', async (t) => {
   mkdirSync(forbidden, { mode: 0o555 })
   const at = join(forbidden, 'x.sock')
   const unprivileged = process.getuid() === 0 ? { uid: 65534, gid: 65534 } : {}
-  const places = [['unix', at, [at]]]
+  const forbiddenPlaces = [['unix', at, [at]]]
   // Where anybody may listen at port 80, nothing is forbidden about it.
   if (Number(readFileSync('/proc/sys/net/ipv4/ip_unprivileged_port_start')) > 80) {
-    places.push(['tcp', '127.0.0.1:80', [80, '127.0.0.1']], ['tcp', ':80', [80]])
+    forbiddenPlaces.push(['tcp', '127.0.0.1:80', [80, '127.0.0.1']], ['tcp', ':80', [80]])
   }
   // The folder of the test is closed to others at first.
   execFileSync('chmod', ['755', folder])
   const { stdout, stderr } = await run(
     `const fields = ({ code, errno, syscall, address, port, message }) => ({ code, errno, syscall, address, port, message })
-    for (const [network, address, where] of ${JSON.stringify(places)}) {
+    for (const [network, address, where] of ${JSON.stringify(forbiddenPlaces)}) {
       let ours
       try { createListener(network, address) } catch (error) { ours = fields(error) }
       const server = net.createServer()
@@ -417,7 +417,7 @@ test('what is not permitted is the error of net', async (t) => {
     unprivileged,
   )
   const lines = stdout.trim().split('\n')
-  t.is(lines.length, places.length, stderr)
+  t.is(lines.length, forbiddenPlaces.length, stderr)
   for (const line of lines) {
     const [ours, theirs] = JSON.parse(line)
     t.is(ours.code, 'EACCES')

@@ -76,7 +76,7 @@ test('unref() of the loop lets its process go, before serve() and after it', asy
 
 test('ref() after unref() keeps the process alive', async (t) => {
   const child = start(`${ECHO}
-    server.loop.unref().ref()
+    server.loop.unref().unref().ref()
     console.log(server.port)
   `)
   const ended = end(child)

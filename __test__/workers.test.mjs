@@ -1,5 +1,7 @@
 // Semantics 11: the main thread and its workers each have an environment, and each ends by itself.
 
+/* oxlint-disable unicorn/require-post-message-target-origin -- windows have one, workers have none */
+
 import { once } from 'node:events'
 import { readdirSync } from 'node:fs'
 import { setImmediate } from 'node:timers/promises'

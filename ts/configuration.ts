@@ -1,4 +1,4 @@
-import { boolean, checkOptions, integer, oneOf } from './arguments.js'
+import { boolean, checkOptions, integer, invalidType, oneOf } from './arguments.js'
 import { NetpollError } from './errors.js'
 
 /** What can be set before the first use of this Node environment (the main thread or a worker). */
@@ -35,6 +35,7 @@ export const configuration = {
  * Throws ERR_NETPOLL_INVALID_STATE after that, ERR_NETPOLL_UNSUPPORTED for driver `'loop'`.
  */
 export function configure(options: Configuration): void {
+  if (options === undefined) throw invalidType('options', 'an object', options)
   checkOptions(options, OPTIONS)
   if (options.driver === 'loop') {
     throw new NetpollError('ERR_NETPOLL_UNSUPPORTED', "The driver 'loop' is not supported here")

@@ -49,7 +49,8 @@ export interface SystemFields {
  */
 export function systemError(errno: number, syscall: string, address?: string, port?: number): NetpollError {
   const [code, message] = getSystemErrorMap().get(-errno) ?? [`E${errno}`, 'unknown error']
-  const place = address === undefined ? '' : port !== undefined && port > 0 ? ` ${address}:${port}` : ` ${address}`
+  const place =
+    address === undefined ? '' : port !== undefined && port > 0 ? ` ${address}:${port}` : ` ${address}`
   const fields: SystemFields = { errno: -errno, syscall }
   if (address !== undefined) fields.address = address
   if (port) fields.port = port

@@ -1,8 +1,8 @@
-import { abortSignal, checkInteger, checkOptions } from './arguments.js'
+import { checkInteger, checkOptions } from './arguments.js'
 import { NetpollError } from './errors.js'
 import type { Lifecycle } from './lifecycle.js'
 import { foreignBlock } from './memory.js'
-import { Reader, type Delimiter, type WaitOptions } from './reader.js'
+import { Reader, WAIT_OPTIONS, type Delimiter, type WaitOptions } from './reader.js'
 import { Submission, Timer } from './record.js'
 import { Segment } from './segment.js'
 
@@ -232,5 +232,3 @@ export class Input extends Reader {
     this.replace(own, size)
   }
 }
-
-const WAIT_OPTIONS = { signal: abortSignal }

@@ -1,4 +1,12 @@
-import { checkInteger, invalidType, MAX_SIZE, outOfRange } from './arguments.js'
+import {
+  abortSignal,
+  checkEncoding,
+  checkInteger,
+  checkOptions,
+  invalidType,
+  MAX_SIZE,
+  outOfRange,
+} from './arguments.js'
 import { NetpollError, type ErrorCode } from './errors.js'
 import { foreignBlock, MAX_BLOCK, type Bytes, type Memory } from './memory.js'
 import { Segment } from './segment.js'
@@ -90,6 +98,7 @@ export class Reader {
   /** Takes `n` bytes as a string. */
   readString(n: number, encoding: BufferEncoding = 'utf8'): string {
     this.need(n)
+    if (encoding !== 'utf8' && encoding !== 'latin1') checkEncoding(encoding)
     if (n === 0) return ''
     const bytes = this.near(n)
     const { at } = this
@@ -185,14 +194,14 @@ export class Reader {
    * or ERR_NETPOLL_INVALID_STATE while another wait is pending. A wait that rejects consumes nothing.
    */
   waitRead(n: number, options?: WaitOptions): Promise<void> {
-    void options
     checkInteger(n, 'n', 0, MAX_SIZE)
+    checkOptions(options, WAIT_OPTIONS)
     return n <= this.unread ? Promise.resolve() : Promise.reject(new NetpollError('ERR_NETPOLL_EOF'))
   }
 
   /** Resolves to the count of bytes up to and including `delimiter`, when it is here. Rejects as waitRead() does. */
   waitUntil(delimiter: Delimiter, options?: WaitOptions): Promise<number> {
-    void options
+    checkOptions(options, WAIT_OPTIONS)
     const end = this.find(delimiter)
     return end >= 0 ? Promise.resolve(end) : Promise.reject(new NetpollError('ERR_NETPOLL_EOF'))
   }
@@ -215,7 +224,8 @@ export class Reader {
     }
     this.held = null
     if (this.copies !== null) {
-      for (const copy of this.copies) structuredClone(copy, { transfer: [copy] })
+      // One that a user has detached has no length.
+      for (const copy of this.copies) if (copy.byteLength !== 0) structuredClone(copy, { transfer: [copy] })
       this.copies = null
     }
   }
@@ -293,23 +303,28 @@ export class Reader {
   /** @internal Throws unless `n` bytes are here. */
   protected need(n: number): void {
     if (this.refusal !== '') throw new NetpollError(this.refusal)
-    if (n >= 0 && n <= this.unread && Number.isInteger(n)) return
+    if (Number.isInteger(n) && n >= 0 && n <= this.unread) return
     checkInteger(n, 'n', 0, MAX_SIZE)
     throw new NetpollError('ERR_NETPOLL_SHORT_READ', `${n} bytes were asked for, ${this.unread} are here`)
   }
 
   private view(n: number): Buffer {
     if (n === 0) return EMPTY
-    const bytes = this.near(n)
+    if (n > MAX_BLOCK || this.memory.debug) return this.copy(n)
+    this.near(n)
     const { at } = this
-    if (this.memory.debug) {
-      const copy = new ArrayBuffer(n)
-      bytes.copy(new Uint8Array(copy), 0, at, at + n)
-      ;(this.copies ??= []).push(copy)
-      return Buffer.from(copy)
-    }
+    const block = this.head!.block!
+    // There is no second mapping of a Buffer, should a user detach it.
+    if (block.chunk === null) return this.copy(n)
     this.viewed = true
-    return this.head!.block!.view(at, at + n)
+    return block.view(at, at + n)
+  }
+
+  private copy(n: number): Buffer {
+    const copy = Buffer.allocUnsafeSlow(n)
+    this.copyTo(copy, n)
+    if (this.memory.debug) (this.copies ??= []).push(copy.buffer)
+    return copy
   }
 
   /** The memory in which the next `n` > 0 bytes lie together, from `at` on. */
@@ -390,6 +405,9 @@ class Slice extends Reader {
     this.clear()
   }
 }
+
+/** @internal */
+export const WAIT_OPTIONS = { signal: abortSignal }
 
 const EMPTY = Buffer.alloc(0)
 

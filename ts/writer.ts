@@ -1,6 +1,6 @@
 import { checkEncoding, checkInteger, invalidType, invalidValue, MAX_SIZE, outOfRange } from './arguments.js'
 import { NetpollError, type ErrorCode } from './errors.js'
-import type { Block, Bytes, Memory } from './memory.js'
+import { foreignBlock, MAX_BLOCK, type Block, type Bytes, type Memory } from './memory.js'
 import { Reader } from './reader.js'
 import { Segment } from './segment.js'
 
@@ -41,6 +41,7 @@ export abstract class Writer {
   /** Adds `n` bytes, to be filled in place until flush(). What they hold at first is undefined. */
   malloc(n: number): Buffer {
     checkInteger(n, 'n', 0, MAX_SIZE)
+    if (n > MAX_BLOCK) return this.mallocForeign(n)
     this.open(n)
     const { at, output } = this.memory
     this.filled(at + n)
@@ -149,58 +150,58 @@ export abstract class Writer {
   }
 
   writeUInt8(value: number): void {
-    this.filled(this.open(1).writeUInt8(value, this.memory.at))
+    this.filled(this.openInteger(value, 1).writeUInt8(value, this.memory.at))
   }
   writeUInt16BE(value: number): void {
-    this.filled(this.open(2).writeUInt16BE(value, this.memory.at))
+    this.filled(this.openInteger(value, 2).writeUInt16BE(value, this.memory.at))
   }
   writeUInt16LE(value: number): void {
-    this.filled(this.open(2).writeUInt16LE(value, this.memory.at))
+    this.filled(this.openInteger(value, 2).writeUInt16LE(value, this.memory.at))
   }
   writeUInt32BE(value: number): void {
-    this.filled(this.open(4).writeUInt32BE(value, this.memory.at))
+    this.filled(this.openInteger(value, 4).writeUInt32BE(value, this.memory.at))
   }
   writeUInt32LE(value: number): void {
-    this.filled(this.open(4).writeUInt32LE(value, this.memory.at))
+    this.filled(this.openInteger(value, 4).writeUInt32LE(value, this.memory.at))
   }
   writeBigUInt64BE(value: bigint): void {
-    this.filled(this.open(8).writeBigUInt64BE(value, this.memory.at))
+    this.filled(this.openBigint(value).writeBigUInt64BE(value, this.memory.at))
   }
   writeBigUInt64LE(value: bigint): void {
-    this.filled(this.open(8).writeBigUInt64LE(value, this.memory.at))
+    this.filled(this.openBigint(value).writeBigUInt64LE(value, this.memory.at))
   }
   writeInt8(value: number): void {
-    this.filled(this.open(1).writeInt8(value, this.memory.at))
+    this.filled(this.openInteger(value, 1).writeInt8(value, this.memory.at))
   }
   writeInt16BE(value: number): void {
-    this.filled(this.open(2).writeInt16BE(value, this.memory.at))
+    this.filled(this.openInteger(value, 2).writeInt16BE(value, this.memory.at))
   }
   writeInt16LE(value: number): void {
-    this.filled(this.open(2).writeInt16LE(value, this.memory.at))
+    this.filled(this.openInteger(value, 2).writeInt16LE(value, this.memory.at))
   }
   writeInt32BE(value: number): void {
-    this.filled(this.open(4).writeInt32BE(value, this.memory.at))
+    this.filled(this.openInteger(value, 4).writeInt32BE(value, this.memory.at))
   }
   writeInt32LE(value: number): void {
-    this.filled(this.open(4).writeInt32LE(value, this.memory.at))
+    this.filled(this.openInteger(value, 4).writeInt32LE(value, this.memory.at))
   }
   writeBigInt64BE(value: bigint): void {
-    this.filled(this.open(8).writeBigInt64BE(value, this.memory.at))
+    this.filled(this.openBigint(value).writeBigInt64BE(value, this.memory.at))
   }
   writeBigInt64LE(value: bigint): void {
-    this.filled(this.open(8).writeBigInt64LE(value, this.memory.at))
+    this.filled(this.openBigint(value).writeBigInt64LE(value, this.memory.at))
   }
   writeFloatBE(value: number): void {
-    this.filled(this.open(4).writeFloatBE(value, this.memory.at))
+    this.filled(this.openNumber(value, 4).writeFloatBE(value, this.memory.at))
   }
   writeFloatLE(value: number): void {
-    this.filled(this.open(4).writeFloatLE(value, this.memory.at))
+    this.filled(this.openNumber(value, 4).writeFloatLE(value, this.memory.at))
   }
   writeDoubleBE(value: number): void {
-    this.filled(this.open(8).writeDoubleBE(value, this.memory.at))
+    this.filled(this.openNumber(value, 8).writeDoubleBE(value, this.memory.at))
   }
   writeDoubleLE(value: number): void {
-    this.filled(this.open(8).writeDoubleLE(value, this.memory.at))
+    this.filled(this.openNumber(value, 8).writeDoubleLE(value, this.memory.at))
   }
 
   /**
@@ -240,6 +241,14 @@ export abstract class Writer {
 
   // ---- private
 
+  /** Not in the output block, which all Writers share: there is no second mapping of a Buffer that a user detaches. */
+  private mallocForeign(n: number): Buffer {
+    this.check(n)
+    const bytes = Buffer.allocUnsafeSlow(n)
+    this.refer(foreignBlock(bytes), bytes)
+    return bytes
+  }
+
   private check(size: number): void {
     if (this.refusal !== '') throw new NetpollError(this.refusal)
     if (this.unflushed + size > this.limit) this.overflow(size)
@@ -256,6 +265,23 @@ export abstract class Writer {
     this.check(size)
     if (!this.memory.reserve(size)) this.exhausted()
     return this.memory.output.bytes
+  }
+
+  /** open() for an integer: Buffer checks its range, but takes anything for a number. */
+  private openInteger(value: number, size: number): Bytes {
+    if (!Number.isInteger(value))
+      checkInteger(value, 'value', Number.MIN_SAFE_INTEGER, Number.MAX_SAFE_INTEGER)
+    return this.open(size)
+  }
+
+  private openBigint(value: bigint): Bytes {
+    if (typeof value !== 'bigint') throw invalidType('value', 'a bigint', value)
+    return this.open(8)
+  }
+
+  private openNumber(value: number, size: number): Bytes {
+    if (typeof value !== 'number') throw invalidType('value', 'a number', value)
+    return this.open(size)
   }
 
   /** The output block is filled up to `end` now; returns how much that adds. */

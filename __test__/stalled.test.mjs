@@ -1,0 +1,139 @@
+// Peers that do not read: memory stays bounded, and what is sent in the end is what was written.
+
+import { createHash, randomBytes } from 'node:crypto'
+import test from 'ava'
+import { stats } from '../index.js'
+import { connect, deferred, pair, serve, settled, until } from './fixtures/peer.mjs'
+
+const KIB = 1024
+const MIB = 1024 * KIB
+
+test.before(settled)
+
+test.serial('a handler that stops at flush() === false has little pending, however long the peer sleeps', async (t) => {
+  const limits = { writeHighWaterMark: 256 * KIB }
+  const { connection, writer, peer } = await pair(t, limits)
+  const before = stats().bytesOut
+  let written = 0
+  const chunk = randomBytes(8 * KIB)
+  const pending = () => written - connection.bytesWritten
+  // At first the kernel's own buffers take what was refused; then nothing moves any more.
+  await until(async () => {
+    while (writer.flush() && pending() <= 256 * KIB) written += writer.writeBinary(chunk)
+    await settled()
+    return pending() > 0
+  })
+  t.true(pending() <= 256 * KIB + chunk.length, `${pending()} bytes`)
+  t.true(stats().bytesOut - before <= 2 * MIB, `${stats().bytesOut - before} bytes of blocks`)
+  peer.resume()
+  writer.flush()
+  await connection.flushed()
+  t.is(connection.bytesWritten, written)
+})
+
+test.serial('a handler that awaits flushed() writes 64 MiB through little memory to a peer that reads slowly', async (t) => {
+  const { connection, writer, peer } = await pair(t)
+  const before = stats().bytesOut
+  let most = 0
+  const hash = createHash('sha256')
+  const got = createHash('sha256')
+  let received = 0
+  peer.on('data', (bytes) => {
+    got.update(bytes)
+    received += bytes.length
+    peer.pause()
+    setImmediate(() => peer.resume())
+  })
+  for (let chunk = 0; chunk < 1024; chunk++) {
+    const bytes = randomBytes(64 * KIB)
+    hash.update(bytes)
+    writer.writeBinary(bytes)
+    if (!writer.flush()) await connection.flushed()
+    most = Math.max(most, stats().bytesOut - before)
+  }
+  await connection.flushed()
+  await until(() => received === 64 * MIB, 'all has arrived')
+  t.is(got.digest('hex'), hash.digest('hex'))
+  t.true(most <= 8 * MIB, `${most} bytes of blocks`)
+})
+
+test.serial('a handler that ignores flush() fails with OUTPUT_LIMIT, and its memory comes back', async (t) => {
+  const failed = deferred()
+  const server = serve(
+    ({ reader, writer }) => {
+      reader.skip(reader.length)
+      const chunk = Buffer.alloc(8 * KIB, 1)
+      for (;;) {
+        writer.writeBinary(chunk)
+        writer.flush()
+      }
+    },
+    { maxPendingBytes: 4 * MIB, onError: failed.resolve },
+  )
+  const before = stats().bytesOut
+  const peer = await connect(server.port)
+  peer.write('go')
+  t.is((await failed.promise).code, 'ERR_NETPOLL_OUTPUT_LIMIT')
+  await until(() => server.loop.connections === 0)
+  await settled()
+  t.true(stats().bytesOut - before <= MIB, 'the blocks are back')
+  peer.destroy()
+  await server.stop()
+})
+
+test.serial('64 KiB echoed by writeBinary(next(n)) to a stalled peer arrive as they were sent', async (t) => {
+  const COUNT = 400
+  let connection
+  const server = serve((stalled) => {
+    connection = stalled
+    const { reader, writer } = connection
+    while (reader.length >= 64 * KIB) {
+      writer.writeBinary(reader.next(64 * KIB))
+      writer.flush()
+    }
+  })
+  const peer = await connect(server.port)
+  const sent = createHash('sha256')
+  for (let count = 0; count < COUNT; count++) {
+    const bytes = randomBytes(64 * KIB)
+    sent.update(bytes)
+    peer.write(bytes)
+  }
+  // The peer reads nothing until the server has nowhere to send to.
+  let last = -1
+  await until(async () => {
+    await settled()
+    const now = connection?.bytesWritten
+    const stalls = now > 0 && now === last
+    last = now
+    return stalls
+  }, 'nothing is sent any more')
+  const got = createHash('sha256')
+  let received = 0
+  peer.on('data', (bytes) => {
+    received += bytes.length
+    got.update(bytes)
+  })
+  await until(() => received === COUNT * 64 * KIB, 'all has come back')
+  t.is(got.digest('hex'), sent.digest('hex'))
+  peer.destroy()
+  await server.stop()
+})
+
+test.serial('a firehose whose bytes nobody takes stops at the mark, and goes on where it stopped', async (t) => {
+  const { connection, reader, peer } = await pair(t, { readHighWaterMark: 128 * KIB })
+  const bytes = randomBytes(32 * MIB)
+  peer.write(bytes)
+  await until(() => reader.length >= 128 * KIB)
+  await settled()
+  t.true(reader.length <= 128 * KIB + 8 * MIB, `${reader.length} bytes`)
+  const hash = createHash('sha256')
+  for (let left = bytes.length; left > 0; ) {
+    await reader.waitRead(1)
+    left -= reader.length
+    hash.update(reader.next(reader.length))
+    reader.release()
+  }
+  t.is(hash.digest('hex'), createHash('sha256').update(bytes).digest('hex'))
+  t.is(connection.bytesRead, bytes.length)
+})
