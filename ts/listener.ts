@@ -151,11 +151,16 @@ function addressError(failure: AddressFailure): NetpollError {
 
 /** With the address as net tells it. */
 function listenError(failure: SystemFailure, network: Network, address: string): NetpollError {
-  if (network === 'unix') return systemError(failure.errno, failure.syscall, address, -1)
+  const { EACCES, EADDRINUSE, ENOENT } = constants.errno
+  if (network === 'unix') {
+    // A folder that is not there: libuv, and so net, says EACCES.
+    const errno = failure.errno === ENOENT ? EACCES : failure.errno
+    return systemError(errno, failure.syscall, address, -1)
+  }
   const colon = address.lastIndexOf(':')
   const host = address.slice(0, colon).replace(/^\[|\]$/g, '')
   // Where [::] fails for another reason than its port, net goes on to 0.0.0.0.
-  const both = failure.errno === constants.errno.EADDRINUSE ? '::' : '0.0.0.0'
+  const both = failure.errno === EADDRINUSE ? '::' : '0.0.0.0'
   const any = network === 'tcp4' ? '0.0.0.0' : network === 'tcp6' ? '::' : both
   const local = network === 'tcp6' ? '::1' : '127.0.0.1'
   const shown = host === '' ? any : host === 'localhost' ? local : host
