@@ -89,14 +89,15 @@ const CONNECTION = {
   setNoDelay: (connection) => connection.setNoDelay(),
   setKeepAlive: (connection) => connection.setKeepAlive(true, 1000),
   setUserTimeout: (connection) => connection.setUserTimeout(1),
-  setOnRequest: (connection) => connection.setOnRequest(() => undefined),
-  setOnConnect: (connection) => connection.setOnConnect(() => undefined),
-  setOnDisconnect: (connection) => connection.setOnDisconnect(() => undefined),
-  addCloseCallback: (connection) => connection.addCloseCallback(() => undefined),
+  setOnRequest: (connection) => connection.setOnRequest(nothing),
+  setOnConnect: (connection) => connection.setOnConnect(nothing),
+  setOnDisconnect: (connection) => connection.setOnDisconnect(nothing),
+  addCloseCallback: (connection) => connection.addCloseCallback(nothing),
   flushed: (connection) => connection.flushed(),
   pause: (connection) => connection.pause(),
   resume: (connection) => connection.resume(),
 }
+const nothing = () => undefined
 const NEVER_FAIL = ['end', 'close', 'reset', 'ref', 'unref']
 const WAITS = ['waitRead', 'waitUntil', 'flushed']
 
@@ -339,12 +340,11 @@ test('after end() every write throws CONN_CLOSED, unflushed bytes are dropped, a
 // ---- event loops and listeners
 
 test('createEventLoop refuses what is no handler, no options, or no such option', (t) => {
-  const handler = () => undefined
   refusesAll(t, BAD_FUNCTIONS, (f) => createEventLoop(f), 'createEventLoop')
-  for (const f of [null, 1, {}]) refuses(t, TYPE, () => createEventLoop(f, { onConnect: handler }), show(f))
+  for (const f of [null, 1, {}]) refuses(t, TYPE, () => createEventLoop(f, { onConnect: nothing }), show(f))
   for (const options of [null, 1, 'x', true])
-    refuses(t, TYPE, () => createEventLoop(handler, options), show(options))
-  refuses(t, VALUE, () => createEventLoop(handler, { readTimeOut: 1 }))
+    refuses(t, TYPE, () => createEventLoop(nothing, options), show(options))
+  refuses(t, VALUE, () => createEventLoop(nothing, { readTimeOut: 1 }))
   const bad = {
     ...tableOf(['onPrepare', 'onConnect', 'onDisconnect', 'onError'], BAD_FUNCTIONS),
     ...tableOf(['readTimeout', 'writeTimeout', 'idleTimeout'], BAD_SIZES),
@@ -355,7 +355,7 @@ test('createEventLoop refuses what is no handler, no options, or no such option'
     allowHalfOpen: [null, 0, 1, 'true'].map((value) => [TYPE, value]),
     signal: [null, 1, {}, new EventTarget()].map((value) => [TYPE, value]),
   }
-  refusesOptions(t, bad, (options) => createEventLoop(handler, options))
+  refusesOptions(t, bad, (options) => createEventLoop(nothing, options))
 })
 
 for (const [name, listens] of Object.entries({ createListener, listen })) {

@@ -14,7 +14,7 @@ async function client(t, port, messages) {
     const sent = randomBytes(1 + ((count * 7919) % 5000))
     socket.write(sent)
     const got = []
-    for (let left = sent.length; left > 0; ) {
+    for (let left = sent.length; left > 0;) {
       const chunk = socket.read() ?? (await once(socket, 'readable'), socket.read())
       if (chunk === null) continue
       got.push(chunk)
@@ -54,17 +54,20 @@ test.serial('a thousand clients get their own bytes back by copies, after other 
   ),
 )
 
-test.serial('views that a thousand handlers keep over an await never show bytes of another connection', async (t) => {
-  let wrong = 0
-  const server = serve(async ({ reader, writer }) => {
-    const view = reader.next(reader.length)
-    const before = createHash('sha1').update(view).digest('hex')
-    await new Promise(setImmediate)
-    if (createHash('sha1').update(view).digest('hex') !== before) wrong++
-    writer.writeBinary(view)
-    writer.flush()
-  })
-  await Promise.all(Array.from({ length: CLIENTS }, () => client(t, server.port, 3)))
-  await server.stop()
-  t.is(wrong, 0)
-})
+test.serial(
+  'views that a thousand handlers keep over an await never show bytes of another connection',
+  async (t) => {
+    let wrong = 0
+    const server = serve(async ({ reader, writer }) => {
+      const view = reader.next(reader.length)
+      const before = createHash('sha1').update(view).digest('hex')
+      await new Promise(setImmediate)
+      if (createHash('sha1').update(view).digest('hex') !== before) wrong++
+      writer.writeBinary(view)
+      writer.flush()
+    })
+    await Promise.all(Array.from({ length: CLIENTS }, () => client(t, server.port, 3)))
+    await server.stop()
+    t.is(wrong, 0)
+  },
+)

@@ -2,6 +2,7 @@
 
 import test from 'ava'
 import { setImmediate } from 'node:timers/promises'
+import { createEventLoop, createListener } from '../index.js'
 import { connect, deferred, outcome, send, serve, settled, take, until } from './fixtures/peer.mjs'
 
 /** Serves with hooks that write down what is called. */
@@ -327,7 +328,6 @@ test('onPrepare can set the other hooks of its connection', async (t) => {
 })
 
 test('connections that came before serve() are served', async (t) => {
-  const { createEventLoop, createListener } = await import('../index.js')
   const listener = createListener('tcp', '127.0.0.1:0')
   const socket = await connect(listener.address().port)
   await send(socket, 'patient')
@@ -340,39 +340,4 @@ test('connections that came before serve() are served', async (t) => {
   socket.destroy()
   await loop.shutdown()
   await served
-})
-
-test('one loop serves several listeners', async (t) => {
-  const { createListener } = await import('../index.js')
-  const { port, loop, stop } = serve(({ reader, writer }) => {
-    writer.append(reader)
-    writer.flush()
-  })
-  const other = createListener('tcp', '127.0.0.1:0')
-  const served = loop.serve(other)
-  for (const each of [port, other.address().port]) {
-    const socket = await connect(each)
-    await send(socket, 'x')
-    t.is(String(await take(socket, 1)), 'x')
-    socket.destroy()
-  }
-  await stop()
-  await served
-})
-
-test('one connection more than maxConnections is closed before onPrepare; when one has gone, the next is served', async (t) => {
-  let prepared = 0
-  const { port, loop, stop } = serve(() => undefined, { maxConnections: 1, onPrepare: () => void prepared++ })
-  t.teardown(stop)
-  const first = await connect(port)
-  await until(() => prepared === 1)
-  const second = await connect(port)
-  t.is((await outcome(second)).bytes.length, 0)
-  second.destroy()
-  first.destroy()
-  await until(() => loop.connections === 0)
-  const third = await connect(port)
-  await until(() => prepared === 2)
-  t.is(loop.connections, 1)
-  third.destroy()
 })

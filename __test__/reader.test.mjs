@@ -3,7 +3,7 @@
 import test from 'ava'
 import { randomBytes } from 'node:crypto'
 import { stats } from '../index.js'
-import { connect, deferred, pair, send, serve, take, until } from './fixtures/peer.mjs'
+import { connect, deferred, pair, send, serve, settled, take, until } from './fixtures/peer.mjs'
 
 const KIB = 1 << 10
 const MIB = 1 << 20
@@ -323,7 +323,7 @@ for (const size of [64 * KIB, MIB, MIB + 1, 8 * MIB]) {
   test(`a message of ${size} bytes is the same by next, peek, readBinary, readString and slice`, async (t) => {
     const { reader, peer } = await pair(t)
     const sent = randomBytes(size)
-    for (const take of [
+    for (const readAll of [
       () => reader.next(size),
       () => {
         const seen = Buffer.from(reader.peek(size))
@@ -336,13 +336,28 @@ for (const size of [64 * KIB, MIB, MIB + 1, 8 * MIB]) {
     ]) {
       const sending = send(peer, sent)
       await reader.waitRead(size)
-      t.true(take().equals(sent))
+      t.true(readAll().equals(sent))
       t.is(reader.length, 0)
       reader.release()
       await sending
     }
   })
 }
+
+test('a peek across pieces consumes nothing: its handler is called for what comes, and not for what is here', async (t) => {
+  const lengths = []
+  const { port, stop } = serve(({ reader }) => void lengths.push(reader.peek(reader.length).length))
+  t.teardown(stop)
+  const peer = await connect(port)
+  t.teardown(() => void peer.destroy())
+  await send(peer, Buffer.alloc(5000))
+  await until(() => lengths.includes(5000))
+  await settled()
+  await send(peer, Buffer.alloc(5000))
+  await until(() => lengths.includes(10_000))
+  await settled()
+  t.deepEqual(lengths, [5000, 10_000])
+})
 
 // ---- slice
 
@@ -453,7 +468,6 @@ test.serial(
 )
 
 test.serial('a handler that ends gives back the blocks of its views', async (t) => {
-  const { reader, peer } = await pair(t)
   const before = stats().bytesOut
   const handler = deferred()
   let taken = 0

@@ -170,8 +170,9 @@ test('traffic in either direction holds the idle timeout', async (t) => {
   const [reading, writing, idle] = [await open(), await open(), await open()]
   const dripping = drip(reading.socket, idle.connection.closed)
   writing.socket.resume()
-  for (let ended = false; !ended; await setTimeout(5)) {
-    void idle.connection.closed.then(() => (ended = true))
+  let ended = false
+  void idle.connection.closed.then(() => (ended = true))
+  for (; !ended; await setTimeout(5)) {
     writing.connection.writer.writeString('x')
     writing.connection.writer.flush()
   }
@@ -182,7 +183,7 @@ test('traffic in either direction holds the idle timeout', async (t) => {
 
 test('a pending handler holds the idle timeout, and its end starts it again', async (t) => {
   const pending = deferred()
-  const { open } = keeping(t, () => pending.promise, { idleTimeout: 50 })
+  const { open } = keeping(t, () => pending.promise, { idleTimeout: 400 })
   const [busy, idle] = [await open(), await open()]
   await send(busy.socket, 'x')
   t.is(await codeOf(idle.connection), 'ERR_NETPOLL_IDLE_TIMEOUT')
@@ -194,7 +195,7 @@ test('a pending handler holds the idle timeout, and its end starts it again', as
 })
 
 test('pending output holds the idle timeout, and its end starts it again', async (t) => {
-  const { open } = keeping(t, bare, { idleTimeout: 50 })
+  const { open } = keeping(t, bare, { idleTimeout: 400 })
   const [full, idle] = [await open(), await open()]
   full.connection.writer.writeBinary(Buffer.alloc(30_000_000))
   t.false(full.connection.writer.flush())
@@ -207,7 +208,7 @@ test('pending output holds the idle timeout, and its end starts it again', async
 })
 
 test('setIdleTimeout changes it for one connection, and 0 is none', async (t) => {
-  const { open } = keeping(t, bare, { idleTimeout: 50 })
+  const { open } = keeping(t, bare, { idleTimeout: 400 })
   const patient = await open()
   patient.connection.setIdleTimeout(0)
   const idle = await open()

@@ -125,6 +125,31 @@ test('waitUntil beyond maxReadBytes rejects with INPUT_LIMIT and closes the conn
   await connection.closed
 })
 
+for (const [kind, wait] of Object.entries({
+  waitRead: (reader) => reader.waitRead(900),
+  waitUntil: (reader) => reader.waitUntil('\n'),
+})) {
+  test(`a pending ${kind} is not stalled by bytes that were consumed before it or meanwhile`, async (t) => {
+    const { reader, peer } = await pair(t, { readHighWaterMark: 1000 })
+    await send(peer, Buffer.alloc(600))
+    await reader.waitRead(600)
+    reader.skip(600)
+    const waiting = wait(reader)
+    await send(peer, Buffer.alloc(500))
+    await until(() => reader.length === 500)
+    await settled()
+    reader.skip(400)
+    for (let length = 200; length < 900; length += 100) {
+      await send(peer, Buffer.alloc(100))
+      await until(() => reader.length === length)
+      t.true(await isPending(waiting))
+    }
+    await send(peer, Buffer.alloc(100, '\n'))
+    await waiting
+    t.is(reader.length, 900)
+  })
+}
+
 test('a wait goes on while others of its bytes are read, and does not count them', async (t) => {
   const { reader, peer } = await pair(t)
   await send(peer, 'abc')
@@ -181,6 +206,21 @@ test('a wait that is satisfied in time leaves no timer behind that ends the next
   await send(peer, 'a')
   await first
   connection.setReadTimeout(60_000)
+  const second = reader.waitRead(2)
+  const other = await pair(t, { readTimeout: 200 })
+  await t.throwsAsync(other.reader.waitRead(1), { code: 'ERR_NETPOLL_READ_TIMEOUT' })
+  t.true(await isPending(second), 'twice the first timeout has passed')
+  await send(peer, 'b')
+  await second
+  t.is(reader.readString(2), 'ab')
+})
+
+test('the timer of a wait that was satisfied does not end a later one that has no timeout', async (t) => {
+  const { reader, peer, connection } = await pair(t, { readTimeout: 100 })
+  const first = reader.waitRead(1)
+  await send(peer, 'a')
+  await first
+  connection.setReadTimeout(0)
   const second = reader.waitRead(2)
   const other = await pair(t, { readTimeout: 200 })
   await t.throwsAsync(other.reader.waitRead(1), { code: 'ERR_NETPOLL_READ_TIMEOUT' })

@@ -47,6 +47,12 @@ async function stalled(t) {
   return { ...both, filling }
 }
 
+/** Writes into native blocks that nobody fills with anything else. */
+function fill({ writer }) {
+  for (let i = 0; i < 64; i++) writer.malloc(64 * KIB)
+  writer.writeBinary(new Uint8Array(new SharedArrayBuffer(4 * MIB)))
+}
+
 /** Waits until the kernel has taken something, and takes no more. */
 async function stands(count) {
   let last = 0
@@ -289,6 +295,17 @@ test('what mallocAck drops of one Writer does not touch what others wrote behind
   t.is((await flushed(two)).toString(), 'twoTWO')
 })
 
+test("room of one Writer's malloc that another one has written stays what it was, also when it is not kept", async (t) => {
+  const one = await pair(t)
+  const two = await pair(t)
+  const room = one.writer.malloc(20 * KIB).fill('x')
+  two.writer.writeBinary(room)
+  one.writer.mallocAck(0)
+  one.writer.writeString('y'.repeat(20 * KIB))
+  t.is((await flushed(two)).toString(), 'x'.repeat(20 * KIB))
+  t.is((await flushed(one)).toString(), 'y'.repeat(20 * KIB))
+})
+
 test('writeDirect puts bytes before the last of those that wait', async (t) => {
   for (const size of [1, BY_REFERENCE]) {
     const bytes = randomBytes(size)
@@ -464,6 +481,19 @@ test.serial('pinned memory is let go when our own reset drops it', async (t) => 
   t.pass()
 })
 
+test.serial('room that mallocAck has not kept is used again', async (t) => {
+  const both = await pair(t)
+  const { writer } = both
+  writer.writeByte(1)
+  const { blocksOut } = stats()
+  for (let kept = 2; kept <= 1000; kept++) {
+    writer.malloc(30 * KIB).fill(kept)
+    writer.mallocAck(kept)
+  }
+  t.true(stats().blocksOut <= blocksOut + 1)
+  t.deepEqual(await flushed(both), Buffer.from(Array.from({ length: 1000 }, (_, i) => i + 1)))
+})
+
 test.serial(
   'the memory of what was written comes back when it is sent, dropped, or the connection ends',
   async (t) => {
@@ -473,10 +503,6 @@ test.serial(
     warm.peer.destroy()
     await warm.connection.closed
     const before = stats().bytesOut
-    const fill = ({ writer }) => {
-      for (let i = 0; i < 64; i++) writer.malloc(64 * KIB)
-      writer.writeBinary(new Uint8Array(new SharedArrayBuffer(4 * MIB)))
-    }
     const ends = {
       sent: async (both) => void (await flushed(both)),
       dropped: ({ writer }) => writer.mallocAck(0),

@@ -17,7 +17,9 @@ const SHOWN = [
 const COLORS = { netpoll: '#0b7285', net: '#adb5bd', floor: '#495057' }
 const LABELS = { netpoll: 'netpoll', net: 'node:net', floor: 'floor (plain epoll in Rust)' }
 
-const shown = SHOWN.map((title) => results.scenarios.find((scenario) => scenario.title === title)).filter(Boolean)
+const shown = SHOWN.map((title) => results.scenarios.find((scenario) => scenario.title === title)).filter(
+  Boolean,
+)
 
 writeFileSync(file('docs/benchmark.svg'), chart(shown))
 writeFileSync(
@@ -56,7 +58,10 @@ function chart(scenarios) {
   const [left, width, bar, gap] = [270, 420, 14, 16]
   const rowHeight = 3 * bar + gap
   const height = 64 + scenarios.length * rowHeight
-  const most = Math.max(1, ...scenarios.flatMap(({ peers: { netpoll, net } }) => netpoll.cpu.median / net.cpu.median))
+  const most = Math.max(
+    1,
+    ...scenarios.flatMap(({ peers: { netpoll, net } }) => netpoll.cpu.median / net.cpu.median),
+  )
   const x = (share) => (share / most) * width
   const rows = scenarios.map(({ title, peers }, row) => {
     const top = 56 + row * rowHeight

@@ -159,7 +159,7 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     if ((this.state & State.PAUSED) === 0) return
     this.state &= ~State.PAUSED
     this.put(Submission.RESUME, 0, 0, 0)
-    this.enqueue()
+    this.letGo()
   }
 
   /** Sends a FIN behind the pending output. Bytes that were not flushed are dropped; reading goes on. */

@@ -104,7 +104,7 @@ export class Input extends Reader {
       wait.delimiter === null ? (wait.size <= this.unread ? wait.size : -1) : this.find(wait.delimiter)
     if (end >= 0) this.endWait().resolve(end)
     else if (this.finished) this.rejectWait(this.connection.failure())
-    else if (wait.delimiter !== null && this.unread >= this.mark) this.widen()
+    else this.letRead(wait.size)
   }
 
   rejectWait(reason: unknown): void {
@@ -121,13 +121,18 @@ export class Input extends Reader {
     if (this.unread >= this.mark && !consumed) this.widen()
     else if (this.mark > readHighWaterMark && this.unread < readHighWaterMark) this.grant(readHighWaterMark)
     else this.credit()
+    this.watchRest()
+    return consumed
+  }
+
+  /** Gives the bytes that a handler has left, or that pause() has held back, the read timeout to see progress. */
+  watchRest(): void {
     if (this.unread === 0 || this.readTimeout === 0) this.stalled = false
     else if (!this.stalled || this.stalledAt !== this.consumed) {
       this.stalled = true
       this.stalledAt = this.consumed
       this.armTimer()
     }
-    return consumed
   }
 
   /** A read timer has fired; true when it ends the connection. */
@@ -171,9 +176,11 @@ export class Input extends Reader {
     })
     if (this.unread !== 0 && !this.viewed) this.compact()
     this.letRead(size)
-    if (this.wait !== null && this.readTimeout !== 0) {
+    if (this.wait !== null) {
       this.stalled = false
-      this.armTimer()
+      if (this.readTimeout !== 0) this.armTimer()
+      // A former wait's timer may still run.
+      else this.sequence = (this.sequence + 1) | 0
     }
     return promise
   }

@@ -133,7 +133,13 @@ export class Lifecycle<Ctx = unknown> {
 
   /** @internal DRAINED */
   drained(): void {
-    if (this.output!.drained((this.poll.flags(this.slot) & Flag.WRITE_ENDED) !== 0)) this.enqueue()
+    if (this.output!.drained((this.poll.flags(this.slot) & Flag.WRITE_ENDED) !== 0)) this.letGo()
+  }
+
+  /** @internal Requests may run again, which pause() or pending output has held. */
+  letGo(): void {
+    if (this.input !== null && (this.state & State.BUSY) === 0) this.input.watchRest()
+    this.enqueue()
   }
 
   /** @internal TIMEOUT */

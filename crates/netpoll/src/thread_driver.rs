@@ -43,10 +43,14 @@ fn attend(mut poll: Poll, post: Post) {
 
 fn run(poll: &mut Poll, stop: &AtomicBool) -> Result<()> {
     // Acquire: pairs with the Release of whoever stops us; what it did before is visible to our drops.
-    while !stop.load(Ordering::Acquire) {
+    let is_stopped = || stop.load(Ordering::Acquire);
+    while !is_stopped() {
         let now = Instant::now();
         let turn = poll.turn(now, Budget::default())?;
-        poll.wait(turn, now)?;
+        // A turn may take the wake-up that came with the stop: no further one would end the wait.
+        if !is_stopped() {
+            poll.wait(turn, now)?;
+        }
     }
     Ok(())
 }
@@ -70,6 +74,8 @@ mod tests {
     use crate::token::Subject;
 
     const DIED: usize = 2;
+    const SUBMISSION_BACKLOGGED: usize = 33;
+    const WORDS: usize = 64 + 2 * 8 * 8 + 24;
     const PATIENCE: Duration = Duration::from_secs(10);
 
     /// A poll on its thread, and what is left of it to look at.
@@ -85,18 +91,30 @@ mod tests {
 
     impl Driven {
         fn start() -> Driven {
-            let words: &'static [AtomicU32] = leak(64 + 2 * 8 * 8 + 24);
+            Driven::start_with(leak(WORDS), |_, _| ())
+        }
+
+        /// `rung` runs where the bell rings: on the poll's own thread.
+        fn start_with(
+            words: &'static [AtomicU32],
+            rung: impl Fn(&AtomicBool, &Inboxes) + Send + Sync + 'static,
+        ) -> Driven {
             let border = Border::new(words, 8, 1).unwrap();
             let mio = mio::Poll::new().unwrap();
             let waker = mio::Waker::new(mio.registry(), Subject::Waker.mio()).unwrap();
             let inboxes = Arc::new(Inboxes::new(vec![waker]));
             let scheduled = &leak(1)[0];
-            let (ringing, bell) = channel();
-            let doorbell = Doorbell::new(scheduled, Arc::new(move || ringing.send(()).unwrap()));
+            let (stop, (ringing, bell)) = (Arc::new(AtomicBool::new(false)), channel());
+            let (stopping, woken) = (stop.clone(), inboxes.clone());
+            let ring = move || {
+                rung(&stopping, &woken);
+                ringing.send(()).unwrap();
+            };
+            let doorbell = Doorbell::new(scheduled, Arc::new(ring));
             let (table, pins) = (BlockTable::new(8 << 20), PinTable::new());
             let shared = Shared { table, pins, inboxes: inboxes.clone(), doorbell: doorbell.clone() };
             let poll = Poll::new(0, mio, border, shared, Arc::default()).unwrap();
-            let (stop, (sender, done)) = (Arc::new(AtomicBool::new(false)), channel());
+            let (sender, done) = channel();
             let thread = spawn(0, poll, Post { stop: stop.clone(), done: sender, border, doorbell }).unwrap();
             Driven { words, scheduled, inboxes, stop, bell, done, thread }
         }
@@ -154,6 +172,19 @@ mod tests {
         driven.done.recv_timeout(PATIENCE).unwrap();
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
         assert!(!driven.has_died());
+        driven.thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_stop_in_the_middle_of_a_turn_ends_the_poll_although_the_turn_takes_its_wake_up() {
+        let words = leak(WORDS);
+        // The first turn rings for this word before it looks at its events.
+        words[SUBMISSION_BACKLOGGED].store(1, Ordering::Relaxed);
+        let driven = Driven::start_with(words, |stop, inboxes| {
+            stop.store(true, Ordering::Release);
+            inboxes.wake(0);
+        });
+        driven.done.recv_timeout(PATIENCE).unwrap();
         driven.thread.join().unwrap();
     }
 }

@@ -132,6 +132,25 @@ fn a_flood_on_one_connection_leaves_the_others_their_turn() {
 }
 
 #[test]
+fn a_turn_reads_no_more_bytes_than_its_budget_and_says_that_there_are_more() {
+    let mut desk = Desk::default();
+    let address = desk.listen();
+    let peers = [(); 3].map(|()| desk.connect(&address));
+    desk.budget = Budget { visits: 0, ..Budget::default() };
+    for (peer, book) in &peers {
+        peer.write(b"0123456789");
+        desk.until("it is listed", |desk| desk.operator(*book).is_listed);
+    }
+    // The read that reaches the budget is the last.
+    desk.budget = Budget { bytes: 11, ..Budget::default() };
+    desk.turn();
+    let arrived = |desk: &Desk| desk.books.iter().map(|book| book.arrived.len()).collect::<Vec<_>>();
+    assert_eq!((arrived(&desk), desk.seats[0].left.more), (vec![10, 10, 0], true));
+    desk.turn();
+    assert_eq!((arrived(&desk), desk.seats[0].left.more), (vec![10, 10, 10], false));
+}
+
+#[test]
 fn a_turn_takes_no_more_records_than_its_budget_and_says_that_there_are_more() {
     let mut desk = Desk::default();
     let address = desk.listen();
