@@ -4,6 +4,7 @@ import { AsyncLocalStorage } from 'node:async_hooks'
 import { execFile } from 'node:child_process'
 import { promisify } from 'node:util'
 import test from 'ava'
+import { batchOfFive, inOneBatch } from './fixtures/batch.mjs'
 import {
   connect,
   deferred,
@@ -19,12 +20,19 @@ import {
 const run = promisify(execFile)
 const fixture = new URL('fixtures/uncaught.mjs', import.meta.url).pathname
 
+const batchFixture = new URL('fixtures/uncaught_batch.mjs', import.meta.url).pathname
+
 const FAILURES = {
   throws: (error) => {
     throw error
   },
-  rejects: (error) => Promise.reject(error),
-  'rejects later': (error) => settled().then(() => Promise.reject(error)),
+  rejects: async (error) => {
+    throw error
+  },
+  'rejects later': async (error) => {
+    await settled()
+    throw error
+  },
 }
 
 for (const [kind, fail] of Object.entries(FAILURES)) {
@@ -146,49 +154,6 @@ test('onDisconnect and close callbacks that throw are told to onError, and the o
   )
 })
 
-/**
- * Five connections whose bytes arrive in one batch; `handler` is told the how manyth it is in it. Resolves to what
- * each of the five sockets received; false when the five were not handled in one batch, and so to be tried again.
- */
-async function batchOfFive(handler, options) {
-  const connections = []
-  const order = []
-  let turns = 0
-  const { port, stop } = serve(
-    (connection) => {
-      if (order.length === 0) queueMicrotask(() => turns++)
-      order.push([connection.reader.readByte(), turns])
-      return handler(connection, order.length)
-    },
-    { onConnect: (connection) => void connections.push(connection), ...options },
-  )
-  const sockets = []
-  for (let i = 0; i < 5; i++) sockets.push(await connect(port))
-  await until(() => connections.length === 5)
-  for (let i = 0; i < 5; i++) sockets[i].write(Buffer.of(i))
-  // Keeps this thread busy until the poll has read all of them, which a full ring can prevent.
-  const end = Date.now() + 100
-  while (connections.some((connection) => connection.bytesRead === 0) && Date.now() < end);
-  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10)
-  const received = await Promise.all(
-    sockets.map(async (socket) => {
-      const bytes = await take(socket, 1)
-      return bytes.length
-    }),
-  )
-  for (const socket of sockets) socket.destroy()
-  await stop()
-  return order.every(([, turn]) => turn === 0) && { order: order.map(([socket]) => socket), received }
-}
-
-async function inOneBatch(attempt) {
-  for (let i = 0; i < 50; i++) {
-    const outcome = await attempt()
-    if (outcome) return outcome
-  }
-  throw new Error('The five were never handled in one batch')
-}
-
 test.serial('a throw in handler 2 of a batch of 5: the other four notice nothing', async (t) => {
   const told = []
   const { order, received } = await inOneBatch(() => {
@@ -209,6 +174,16 @@ test.serial('a throw in handler 2 of a batch of 5: the other four notice nothing
     [1, 0, 1, 1, 1],
   )
 })
+
+test.serial(
+  'without onError it is thrown after the batch, and the other four notice nothing either',
+  async (t) => {
+    const { stdout } = await run(process.execPath, [batchFixture])
+    const { events, answered } = JSON.parse(stdout)
+    t.deepEqual(events, ['handled', 'handled', 'handled', 'handled', 'handled', 'uncaught second'])
+    t.is(answered, 4)
+  },
+)
 
 test.serial('a context entered in one handler does not reach the next connection of the batch', async (t) => {
   const storage = new AsyncLocalStorage()
@@ -243,10 +218,10 @@ test('a context holds across the awaits of a handler, also of the library', asyn
   const sockets = await Promise.all(Array.from({ length: 5 }, () => connect(port)))
   for (const [i, socket] of sockets.entries()) await send(socket, Buffer.of(i))
   await settled()
-  for (const socket of sockets.reverse()) await send(socket, 'x')
+  for (const socket of sockets.toReversed()) await send(socket, 'x')
   await until(() => seen.length === 5)
   t.deepEqual(
-    seen.sort(([a], [b]) => a - b),
+    seen.toSorted(([a], [b]) => a - b),
     [0, 1, 2, 3, 4].map((i) => [i, i, i]),
   )
   for (const socket of sockets) socket.destroy()

@@ -384,7 +384,7 @@ test('a handler that ignores flush() === false ends with OUTPUT_LIMIT', async (t
   t.teardown(stop)
   const socket = await connect(port)
   await send(socket, 'x')
-  await until(() => loop.connections === 0)
+  await until(() => told.length === 1 && loop.connections === 0)
   t.deepEqual(told, ['ERR_NETPOLL_OUTPUT_LIMIT'])
   t.true(flushed >= 8 * MIB)
   socket.destroy()

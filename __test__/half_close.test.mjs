@@ -84,7 +84,6 @@ test('a half-closed connection is not active, not readable, and writable', async
 
 test.serial('isActive() tells of the FIN in the midst of a synchronous handler', async (t) => {
   const seen = deferred()
-  let socket
   const { port, stop } = serve((connection) => {
     const before = connection.isActive()
     socket.destroy()
@@ -92,7 +91,7 @@ test.serial('isActive() tells of the FIN in the midst of a synchronous handler',
     seen.resolve([before, connection.isActive()])
   })
   t.teardown(stop)
-  socket = await connect(port)
+  const socket = await connect(port)
   await send(socket, 'x')
   t.deepEqual(await seen.promise, [true, false])
 })

@@ -3,7 +3,7 @@
 import { createHash, randomBytes } from 'node:crypto'
 import test from 'ava'
 import { configure, stats } from '../index.js'
-import { connect, deferred, serve, settled, take, until } from './fixtures/peer.mjs'
+import { connect, deferred, pair, serve, settled, take, until } from './fixtures/peer.mjs'
 
 const KIB = 1024
 const MIB = 1024 * KIB
@@ -54,7 +54,7 @@ test.serial('at three quarters accepting and reading stop, and go on when there 
   await server.stop()
 })
 
-test.serial('when memory is full the connection with most pending output fails, and no other', async (t) => {
+test.serial('a connection that fills the memory with its output fails, and no other', async (t) => {
   const failure = deferred()
   const greedy = serve(
     async (connection) => {
@@ -89,12 +89,45 @@ test.serial('when memory is full the connection with most pending output fails, 
 })
 
 test.serial(
-  'a slow connection with the beginning of a message holds no block that others share',
+  'when memory is full the connection with most pending output fails, not the one that fills it',
   async (t) => {
+    const [heavy, light] = [await pair(t), await pair(t)]
+    const fill = async ({ writer }, bytes) => {
+      let written = 0
+      while (stats().bytesOut < bytes && heavy.connection.isActive()) {
+        written += writer.writeBinary(Buffer.alloc(8 * KIB, 1))
+        writer.flush()
+        await new Promise(setImmediate)
+      }
+      return written
+    }
+    await fill(heavy, LIMIT - 3 * MIB)
+    const failure = t.throwsAsync(heavy.connection.flushed(), { code: 'ERR_NETPOLL_OUTPUT_LIMIT' })
+    // A last block of the largest size has no room any more: that is full.
+    const written = await fill(light, LIMIT - MIB)
+    await failure
+    t.true(light.connection.isActive())
+    light.peer.resume()
+    await light.connection.flushed()
+    t.is(light.connection.bytesWritten, written)
+    await until(() => stats().bytesOut < LIMIT / 4, 'the memory is back')
+  },
+)
+
+const unfinished = {
+  'a handler that returns': ({ reader }) => {
+    if (reader.length >= 20) reader.skip(20)
+  },
+  'a handler that waits': async ({ reader }) => {
+    await reader.waitRead(20)
+    reader.skip(20)
+  },
+}
+
+for (const [name, handler] of Object.entries(unfinished)) {
+  test.serial(`slow connections with half a message hold no block that others share: ${name}`, async (t) => {
     const SLOW = 100
-    const slow = serve(({ reader }) => {
-      if (reader.length >= 20) reader.skip(20)
-    })
+    const slow = serve(handler)
     const fast = serve(echo)
     const busy = await connect(fast.port)
     await settled()
@@ -104,9 +137,12 @@ test.serial(
       const socket = await connect(slow.port)
       socket.write(Buffer.alloc(10))
       crowd.push(socket)
-      // A shared block's worth of other traffic, so that each slow one has bytes in another block.
-      busy.write(Buffer.alloc(64 * KIB))
-      await take(busy, 64 * KIB)
+      // A shared block's worth of other traffic, so that each slow one has bytes in another block. In small
+      // pieces: who sends large ones is read into larger blocks.
+      for (let piece = 0; piece < 4; piece++) {
+        busy.write(Buffer.alloc(16 * KIB))
+        await take(busy, 16 * KIB)
+      }
     }
     await settled()
     const held = stats().bytesOut - before
@@ -115,8 +151,8 @@ test.serial(
     for (const socket of [...crowd, busy]) socket.destroy()
     await slow.stop()
     await fast.stop()
-  },
-)
+  })
+}
 
 /** Whether the poll turns ten times without a system call for a connection. */
 async function rests() {

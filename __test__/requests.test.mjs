@@ -35,7 +35,7 @@ test('onRequest of one connection never overlaps itself', async (t) => {
 test('a promise keeps its connection busy until it settles, and no other', async (t) => {
   const pending = deferred()
   const calls = []
-  const { port, stop } = serve(({ reader, id }) => {
+  const { port, stop } = serve(({ reader }) => {
     const text = reader.readString(reader.length)
     calls.push(text)
     return text === 'wait' ? pending.promise : undefined

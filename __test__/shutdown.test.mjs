@@ -21,6 +21,11 @@ const bare = () => undefined
 /** More than the kernel takes for a peer that reads nothing. */
 const MUCH = 30_000_000
 
+function echo({ reader, writer }) {
+  writer.append(reader)
+  writer.flush()
+}
+
 /** The code with which a connect to `port` fails, or ''. */
 async function connectCode(port) {
   const socket = net.connect(port, '127.0.0.1')
@@ -264,10 +269,6 @@ test('it waits for onDisconnect and the close callbacks', async (t) => {
 })
 
 test('another loop of the same environment notices nothing', async (t) => {
-  const echo = ({ reader, writer }) => {
-    writer.append(reader)
-    writer.flush()
-  }
   const one = serve(echo)
   const other = serve(echo)
   t.teardown(other.stop)
@@ -286,10 +287,7 @@ test('a loop that never served shuts down as well', async (t) => {
 test.serial('loops that come and go leave nothing behind', async (t) => {
   await leaksNothing(async () => {
     for (let i = 0; i < 5; i++) {
-      const { port, loop, served } = serve(({ reader, writer }) => {
-        writer.append(reader)
-        writer.flush()
-      })
+      const { port, loop, served } = serve(echo)
       const socket = await connect(port)
       await send(socket, 'x')
       await take(socket, 1)

@@ -45,15 +45,17 @@ async function drip(socket, done) {
 // ---- read
 
 test('a wait that times out keeps the bytes and the connection', async (t) => {
-  const { reader, connection, peer } = await pair(t, { readTimeout: 30 })
+  const { reader, connection, peer } = await pair(t)
   await send(peer, 'abc')
   await reader.waitRead(3)
+  connection.setReadTimeout(30)
   const start = performance.now()
   await t.throwsAsync(reader.waitRead(4), { code: 'ERR_NETPOLL_READ_TIMEOUT' })
   t.true(performance.now() - start >= 29)
   await t.throwsAsync(reader.waitUntil('\n'), { code: 'ERR_NETPOLL_READ_TIMEOUT' })
   t.true(connection.isActive())
   t.is(reader.length, 3)
+  connection.setReadTimeout(0)
   await send(peer, 'd')
   await reader.waitRead(4)
   t.is(reader.readString(4), 'abcd')
@@ -214,6 +216,7 @@ test('setIdleTimeout changes it for one connection, and 0 is none', async (t) =>
   const idle = await open()
   t.is(await codeOf(idle.connection), 'ERR_NETPOLL_IDLE_TIMEOUT')
   const another = await open()
+  another.connection.setIdleTimeout(50)
   await another.connection.closed
   t.true(patient.connection.isActive())
   patient.connection.setIdleTimeout(1)

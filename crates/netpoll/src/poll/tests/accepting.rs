@@ -49,6 +49,19 @@ fn an_accept_that_may_wait_rings_after_5_ms_and_not_before() {
 }
 
 #[test]
+fn a_second_accept_that_may_wait_does_not_put_off_the_bell_for_the_first() {
+    let mut desk = Desk::new(Plan { announce_accept: false, ..Plan::default() });
+    let address = desk.listen();
+    let _first = Peer::connect(&address);
+    desk.until("it is accepted", |desk| desk.stats(0).accepts == 1);
+    desk.pass(3 * MS);
+    let _second = Peer::connect(&address);
+    desk.until("it is accepted", |desk| desk.stats(0).accepts == 2);
+    desk.pass(2 * MS);
+    assert_eq!((desk.bells(), desk.books.len()), (1, 2));
+}
+
+#[test]
 fn the_first_bytes_announce_an_accept_that_may_wait() {
     let mut desk = Desk::new(Plan { announce_accept: false, ..Plan::default() });
     let address = desk.listen();
@@ -196,6 +209,21 @@ fn a_listener_is_closed_by_command_and_connections_stay() {
     assert_eq!(desk.fallen, [(listener.id, 0)]);
     peer.write(b"still here");
     desk.until_arrived(book, 10);
+    desk.turn();
+    let _late = Peer::connect(&address);
+    assert_eq!(desk.events(), 0, "epoll does not watch it any more");
+}
+
+#[test]
+fn a_listener_that_epoll_refuses_is_told_of_with_its_errno() {
+    let mut desk = Desk::default();
+    desk.listen();
+    // One that is watched already is refused.
+    let listener = desk.listeners[0].clone();
+    desk.inboxes.send(0, Command::Serve(listener, desk.server.clone()));
+    desk.turn();
+    let (id, cause) = desk.fallen[0];
+    assert_eq!((id, error_kind(cause)), (0, std::io::ErrorKind::AlreadyExists));
 }
 
 #[test]

@@ -1,8 +1,10 @@
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::desk::submission::{END, INPUT, PAUSE, RESUME};
 use super::desk::{Desk, Plan, SECOND};
 use super::peer::{pattern, Peer};
+use crate::inbox::Command;
 use crate::poll::{Budget, Turn};
 
 #[test]
@@ -141,18 +143,78 @@ fn the_poll_rings_when_it_has_made_room_for_records_that_javascript_holds() {
     assert_eq!(desk.stats(0).stale_records, 0);
 }
 
+/// Waits as long as it takes, which the test's clock does not bound, and tells that it was not long.
+fn ends_soon(desk: &mut Desk) -> bool {
+    let (before, now) = (Instant::now(), desk.now);
+    let patience = Turn { next_deadline: Some(now + 60 * SECOND), more: false };
+    desk.seats[0].poll.wait(patience, now).unwrap();
+    before.elapsed() < 30 * SECOND
+}
+
 #[test]
-fn a_poll_that_sleeps_looks_for_records_once_more() {
+fn a_poll_that_is_about_to_sleep_looks_for_records_once_more() {
     let mut desk = Desk::default();
     let address = desk.listen();
     let (peer, book) = desk.connect(&address);
     desk.idle();
     desk.write(book, b"hello");
-    let before = Instant::now();
     desk.publish();
-    let (left, now) = (desk.seats[0].left, desk.now);
-    let patience = Turn { next_deadline: Some(now + 60 * SECOND), ..left };
-    desk.seats[0].poll.wait(patience, now).unwrap();
-    assert!(before.elapsed() < 30 * SECOND, "the wait saw the record");
+    assert!(ends_soon(&mut desk));
     assert_eq!(desk.peer_reads(&peer, 5), b"hello");
+}
+
+#[test]
+fn a_poll_that_is_about_to_sleep_looks_for_commands_once_more() {
+    let mut desk = Desk::default();
+    desk.listen();
+    desk.inboxes.send(0, Command::CloseListener(0));
+    assert_eq!(desk.events(), 1, "the wake-up that came with it is taken");
+    assert!(ends_soon(&mut desk));
+    desk.turn();
+    assert_eq!(desk.fallen, [(0, 0)]);
+}
+
+#[test]
+fn a_poll_that_sleeps_says_so_and_can_be_woken() {
+    let mut desk = Desk::default();
+    desk.idle();
+    desk.turn();
+    let (sleeping, inboxes) = (desk.seats[0].sleeping(), desk.inboxes.clone());
+    let javascript = std::thread::spawn(move || {
+        let start = Instant::now();
+        // As `publish` of JavaScript does it: whoever finds 1 there takes it and wakes the poll.
+        while sleeping.compare_exchange(1, 0, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            assert!(start.elapsed() < 10 * SECOND, "the poll does not say that it sleeps");
+            std::thread::yield_now();
+        }
+        inboxes.wake(0);
+    });
+    assert!(ends_soon(&mut desk));
+    javascript.join().unwrap();
+    desk.turn();
+    assert_eq!(desk.stats(0).wakeups, 1);
+}
+
+#[test]
+fn a_poll_that_is_awake_does_not_ask_to_be_woken() {
+    let mut desk = Desk::default();
+    desk.idle();
+    assert_eq!(desk.seats[0].sleeping().load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_backlogged_poll_reads_in_the_turn_that_finds_room_again() {
+    let mut desk = Desk::new(Plan { ring_entries: 8, ..Plan::default() });
+    let address = desk.listen();
+    let (peer, book) = desk.connect(&address);
+    let peers = (0..9).map(|_| Peer::connect(&address)).collect::<Vec<_>>();
+    let now = desk.now;
+    desk.until_backlogged();
+    peer.write(b"hello");
+    desk.until_waiting_without_turns(book, 5);
+    desk.hear();
+    desk.wait();
+    desk.seats[0].poll.turn(now, Budget::default()).unwrap();
+    assert_eq!(desk.status(book).read, 5);
+    drop(peers);
 }

@@ -173,6 +173,20 @@ fn reset_after_close_cuts() {
 }
 
 #[test]
+fn reset_of_a_unix_socket_reaches_the_peer_as_a_reset_even_after_close() {
+    let mut desk = Desk::new(Plan { send_buffer: Some(4096), ..Plan::default() });
+    let address = desk.listen_unix();
+    let (peer, book) = desk.connect(&address);
+    desk.put(book, PAUSE, [0; 3]);
+    desk.block(book);
+    peer.write(b"unread");
+    desk.put(book, CLOSE, [0; 3]);
+    desk.put(book, RESET, [0; 3]);
+    let end = desk.peer_reads_to_end(&peer).1;
+    assert_eq!(end.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
 fn what_the_peer_sent_before_its_reset_is_delivered() {
     let mut desk = Desk::default();
     let address = desk.listen();

@@ -5,6 +5,7 @@ use super::desk::submission::{RESET, TIMER};
 use super::desk::{number, Desk, Plan, MS, SECOND};
 use super::peer::{pattern, Peer};
 use crate::connection::Limits;
+use crate::poll::TIMER_SLACK;
 use crate::record::Cause;
 
 const READ: u32 = 1;
@@ -176,4 +177,22 @@ fn a_connection_that_lives_long_collects_no_timers() {
     let end = desk.now + 3600 * SECOND;
     let entries = std::iter::from_fn(|| desk.seats[0].poll.timers.pop_due(end)).count();
     assert!(entries < 100, "{entries} entries for one connection");
+}
+
+#[test]
+fn connections_that_are_no_more_leave_no_timers_behind_and_those_of_the_others_stay() {
+    let mut desk = desk(None, None);
+    let address = desk.listen();
+    let (_stays, stays) = desk.connect(&address);
+    desk.put(stays, TIMER, [READ, 3_600_000, 1]);
+    for _ in 0..3 * TIMER_SLACK {
+        let (_peer, book) = desk.connect(&address);
+        desk.put(book, TIMER, [READ, 3_600_000, 1]);
+        desk.put(book, RESET, [0; 3]);
+        desk.until_closed(book);
+    }
+    let entries = desk.seats[0].poll.timers.len();
+    assert!(entries <= TIMER_SLACK + 4, "{entries} entries for one connection");
+    desk.pass(3600 * SECOND);
+    assert_eq!(desk.books[stays].timeouts, [(READ, 1)]);
 }

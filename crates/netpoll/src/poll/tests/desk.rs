@@ -109,6 +109,8 @@ pub(super) struct Book {
     /// Kind and sequence.
     pub(super) timeouts: Vec<(u32, u32)>,
     is_acknowledged: bool,
+    /// By the desk, when the test was over.
+    is_told_to_end: bool,
 }
 
 /// A slot's status entry.
@@ -283,6 +285,19 @@ impl Desk {
         panic!("it did not happen that {what}: {:?}", self.books);
     }
 
+    /// Turns, of which the desk hears nothing, until the first poll has more records than room.
+    #[track_caller]
+    pub(super) fn until_backlogged(&mut self) {
+        for _ in 0..TURNS {
+            if self.seats[0].is_backlogged() {
+                return;
+            }
+            self.wait();
+            self.seats[0].poll.turn(self.now, self.budget).unwrap();
+        }
+        panic!("the ring has room for everything");
+    }
+
     /// Some turns in which something could happen that must not.
     pub(super) fn idle(&mut self) {
         for _ in 0..5 {
@@ -368,6 +383,7 @@ impl Desk {
             drained: 0,
             timeouts: Vec::new(),
             is_acknowledged: false,
+            is_told_to_end: false,
         });
         assert_eq!(self.status(book).generation, token.generation);
     }
@@ -594,17 +610,12 @@ impl Desk {
     fn settle(&mut self) {
         self.manners = Manners { gives_back: true, credits: false, acknowledges: true };
         self.now += 10 * MS;
-        for book in 0..self.books.len() {
-            if self.books[book].closed.is_none() {
-                self.put(book, RESET, [0; 3]);
-            }
-            self.give_back(book);
-            if self.books[book].closed.is_some() && !self.books[book].is_acknowledged {
-                self.acknowledge(book);
-            }
-        }
         let endpoints = self.close_listeners();
-        self.until("every connection ends", |desk| desk.is_quiet());
+        self.until("every connection ends", |desk| {
+            // One that was on its way may be told of only now.
+            (0..desk.books.len()).for_each(|book| desk.end(book));
+            desk.is_quiet()
+        });
         assert_eq!(endpoints.iter().map(held_sockets).sum::<usize>(), 0, "descriptors are closed");
         assert!(self.pins.is_empty(), "{:?}", self.pins);
         for seat in &mut self.seats {
@@ -614,6 +625,17 @@ impl Desk {
         }
         assert_eq!(self.table.blocks_out(), 0, "blocks out are blocks back");
         self.server_is_empty();
+    }
+
+    fn end(&mut self, book: usize) {
+        let page = &mut self.books[book];
+        let is_open = page.closed.is_none();
+        if is_open && !std::mem::replace(&mut page.is_told_to_end, true) {
+            self.put(book, RESET, [0; 3]);
+        } else if !is_open && !page.is_acknowledged {
+            self.acknowledge(book);
+        }
+        self.give_back(book);
     }
 
     fn close_listeners(&mut self) -> Vec<Endpoint> {
@@ -668,6 +690,11 @@ impl Seat {
             counters,
             slots: HashMap::new(),
         }
+    }
+
+    /// The word by which the poll tells that it waits.
+    pub(super) fn sleeping(&self) -> &'static AtomicU32 {
+        &self.words[49]
     }
 
     /// Whether records wait for room in the completion ring.

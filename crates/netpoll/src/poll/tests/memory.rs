@@ -1,6 +1,7 @@
+use super::desk::submission::RESET;
 use super::desk::{done, number, Desk, Plan, MS};
 use super::peer::{pattern, Peer};
-use crate::poll::SCARCITY_DELAY;
+use crate::poll::{Budget, SCARCITY_DELAY};
 use crate::record::Cause;
 
 const MIB: u64 = 1 << 20;
@@ -86,4 +87,44 @@ fn blocks_that_only_wait_for_the_next_read_are_given_up_at_the_limit() {
     desk.turn();
     assert_eq!(desk.table.blocks_out(), 0);
     desk.table.discharge(15 * MIB + 1 - 64 * 1024);
+}
+
+#[test]
+fn a_connection_that_finds_no_memory_is_read_when_there_is_some_without_a_further_event() {
+    let mut desk = Desk::new(Plan { max_memory: 4 * MIB, ..Plan::default() });
+    let address = desk.listen();
+    let peers = [(); 2].map(|()| desk.connect(&address));
+    desk.budget = Budget { visits: 0, ..Budget::default() };
+    for (peer, book) in &peers {
+        peer.write(b"hello");
+        desk.until("it is listed", |desk| desk.operator(*book).is_listed);
+    }
+    // The first one's block leaves too little for the large one that the second has learnt to ask for.
+    (0..2).for_each(|_| desk.operator(1).connection.input.size.learn(1 << 20));
+    let held = 3 * MIB - 1 - desk.table.bytes_out();
+    assert!(desk.table.charge(held));
+    desk.budget = Budget::default();
+    desk.turn();
+    assert_eq!([0, 1].map(|book| desk.books[book].arrived.len()), [5, 0]);
+    assert!(!desk.seats[0].left.more, "it does not spin");
+    assert_eq!(desk.seats[0].left.next_deadline, Some(desk.now + SCARCITY_DELAY), "and looks again soon");
+    desk.table.discharge(held);
+    desk.pass(SCARCITY_DELAY);
+    assert_eq!(desk.books[1].arrived, b"hello");
+}
+
+#[test]
+fn without_connections_no_block_is_out() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    for _ in 0..2 {
+        let (peer, book) = desk.connect(&address);
+        peer.write(b"hello");
+        desk.until_arrived(book, 5);
+        assert!(desk.table.blocks_out() > 0);
+        desk.put(book, RESET, [0; 3]);
+        desk.until_closed(book);
+        desk.turn();
+        assert_eq!(desk.table.blocks_out(), 0);
+    }
 }
