@@ -228,6 +228,7 @@ test.serial(
     const failed = deferred()
     const { port, stop } = serve(
       async (connection) => {
+        connection.reader.skip(1)
         peer.resetAndDestroy()
         const end = Date.now() + 10_000
         while (connection.writable && Date.now() < end); // The poll sees it while this thread is busy.
