@@ -42,7 +42,7 @@ for (const [kind, fail] of Object.entries(FAILURES)) {
     const { port, loop, stop } = serve(
       (connection) => {
         const text = connection.reader.readString(connection.reader.length)
-        if (text === 'fail') return fail(error)
+        if (text === '!') return fail(error)
         connection.writer.writeString(text)
         connection.writer.flush()
       },
@@ -53,7 +53,7 @@ for (const [kind, fail] of Object.entries(FAILURES)) {
     const bad = await connect(port)
     await send(good, 'before')
     t.is(String(await take(good, 6)), 'before')
-    await send(bad, 'fail')
+    await send(bad, '!')
     t.is((await outcome(bad)).bytes.length, 0)
     await until(() => loop.connections === 1)
     await send(good, 'after')
