@@ -120,6 +120,7 @@ impl Acceptor {
 mod tests {
     use std::io::ErrorKind;
     use std::net::{SocketAddr, TcpStream};
+    use std::os::unix::net::UnixStream;
     use std::time::Instant;
 
     use mio::{Events, Poll};
@@ -129,6 +130,10 @@ mod tests {
     use crate::listener::ListenOptions;
 
     fn acceptor(max_connections: u32) -> Acceptor {
+        acceptor_at("tcp", "127.0.0.1:0", max_connections)
+    }
+
+    fn acceptor_at(network: &str, address: &str, max_connections: u32) -> Acceptor {
         let options = ListenOptions {
             backlog: 8,
             reuse_port: false,
@@ -140,7 +145,7 @@ mod tests {
             unlink: false,
         };
         let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
-        let listener = Listener::bind(3, "tcp", "127.0.0.1:0", &options).unwrap();
+        let listener = Listener::bind(3, network, address, &options).unwrap();
         Acceptor::new(Arc::new(listener), Arc::new(Server::new(1, limits, max_connections, true)))
     }
 
@@ -185,10 +190,16 @@ mod tests {
 
     #[test]
     fn nobody_is_accepted_from_a_closed_listener() {
-        let acceptor = acceptor(0);
-        let _client = connect(&acceptor);
-        acceptor.listener.close();
-        assert!(matches!(acceptor.attempt(), Attempt::Failed(Cause::ORDERLY)));
+        let tcp = acceptor(0);
+        let _client = connect(&tcp);
+        let path = std::env::temp_dir().join(format!("netpoll-acceptor-{}", std::process::id()));
+        let unix = acceptor_at("unix", path.to_str().unwrap(), 0);
+        // The kernel would still give this one away.
+        let _other = UnixStream::connect(&path).unwrap();
+        for acceptor in [tcp, unix] {
+            acceptor.listener.close();
+            assert!(matches!(acceptor.attempt(), Attempt::Failed(Cause::ORDERLY)));
+        }
     }
 
     #[test]

@@ -1,13 +1,17 @@
 use std::net::TcpListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mio::unix::SourceFd;
+use mio::Interest;
 use socket2::SockRef;
 
 use super::desk::submission::{ACK, RESET};
 use super::desk::{error_kind, held_sockets, Desk, Plan, MS};
 use super::peer::{pattern, Peer};
-use crate::acceptor::REST;
+use crate::acceptor::{Accepted, REST};
 use crate::address;
 use crate::inbox::Command;
 use crate::poll::Budget;
@@ -284,4 +288,20 @@ fn a_closed_connection_has_no_descriptor_any_more() {
     desk.put(book, RESET, [0; 3]);
     desk.until_closed(book);
     assert_eq!(held_sockets(&endpoint), 1);
+}
+
+#[test]
+fn a_connection_that_epoll_refuses_is_closed_with_its_errno() {
+    let mut desk = Desk::default();
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    // One that is watched already is refused.
+    let registry = desk.seats[0].poll.mio.registry();
+    registry.register(&mut SourceFd(&ours.as_raw_fd()), mio::Token(0), Interest::READABLE).unwrap();
+    assert!(desk.server.admit());
+    let (remote, local, server) = ([0; 6], [0; 6], desk.server.clone());
+    let accepted = Accepted { descriptor: ours.into(), remote, local, is_unix: true, server };
+    desk.inboxes.send(0, Command::Adopt(accepted));
+    desk.turn();
+    let cause = desk.books[0].closed.unwrap();
+    assert_eq!(error_kind(cause), std::io::ErrorKind::AlreadyExists);
 }

@@ -222,7 +222,42 @@ fn a_failed_send_delivers_what_the_kernel_holds_even_to_a_paused_connection() {
     desk.put(book, WATCH_DRAIN, [1000, 0, 0]);
     assert!(desk.until_closed(book) > 0, "an errno");
     assert!(desk.books[book].arrived == bytes);
+    assert!(!desk.books[book].is_ended, "a reset is no orderly end");
     assert_eq!((&desk.unpinned[..], desk.books[book].drained), (&[pin][..], 1));
+}
+
+#[test]
+fn a_failed_send_ends_the_connection_although_no_event_told_and_nothing_is_to_be_read() {
+    let mut desk = Desk::default();
+    let address = desk.listen_unix();
+    let (peer, book) = desk.connect(&address);
+    peer.write(b"last words");
+    desk.until_arrived(book, 10);
+    peer.stop_reading();
+    desk.idle();
+    assert_eq!(desk.books[book].closed, None);
+    desk.write(book, b"hello?");
+    assert_eq!(error_kind(desk.until_closed(book)), ErrorKind::BrokenPipe);
+}
+
+#[test]
+fn a_failed_send_shows_in_the_status_while_what_the_kernel_holds_cannot_be_read() {
+    let mut desk = Desk::new(Plan { max_memory: 16 << 20, ..Plan::default() });
+    let address = desk.listen_unix();
+    let (peer, book) = desk.connect(&address);
+    desk.turn();
+    assert!(desk.table.charge(12 << 20));
+    peer.write(b"last words");
+    peer.stop_reading();
+    desk.write(book, b"hello?");
+    desk.turn();
+    assert_eq!((desk.status(book).flags, desk.books[book].closed), (3, None));
+    desk.write(book, b"hello?");
+    desk.turn();
+    assert!(desk.operator(book).connection.output.queue.is_empty(), "nothing is kept that cannot be sent");
+    desk.table.discharge(12 << 20);
+    assert_eq!(error_kind(desk.until_closed(book)), ErrorKind::BrokenPipe);
+    assert_eq!(desk.books[book].arrived, b"last words");
 }
 
 #[test]

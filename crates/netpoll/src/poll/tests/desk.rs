@@ -355,7 +355,10 @@ impl Desk {
                 assert_eq!(page.closed, None, "CLOSED is the last record");
                 match kind {
                     2 => self.note_data(book, Lent { chunk: first, offset: second, length: third }),
-                    3 => assert!(!std::mem::replace(&mut page.is_ended, true), "EOF comes once"),
+                    3 => {
+                        assert!(!std::mem::replace(&mut page.is_ended, true), "EOF comes once");
+                        assert_eq!(self.status(book).flags & 1, 1, "the status tells no later");
+                    }
                     4 => self.note_closed(book, first as i32),
                     5 => page.drained += 1,
                     7 => page.timeouts.push((first, second)),

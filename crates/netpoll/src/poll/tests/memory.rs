@@ -1,4 +1,4 @@
-use super::desk::submission::RESET;
+use super::desk::submission::{INPUT, RESET};
 use super::desk::{done, number, Desk, Plan, MS};
 use super::peer::{pattern, Peer};
 use crate::poll::{Budget, SCARCITY_DELAY};
@@ -19,6 +19,9 @@ fn reading_stops_when_three_quarters_are_out_and_goes_on_after_done() {
     peer.write(b"hello");
     desk.until("an event has told", |desk| desk.operator(book).connection.input.ready);
     desk.idle();
+    (0..3).for_each(|_| desk.put(book, INPUT, [0, 1000, 0]));
+    desk.turn();
+    assert_eq!(desk.seats[0].poll.ready.len(), 1, "it waits for its turn once");
     assert_eq!((desk.books[book].arrived.len(), desk.stats(0).reads), (0, 0));
     assert_eq!(desk.seats[0].left.next_deadline, Some(desk.now + SCARCITY_DELAY), "it looks again soon");
     assert!(!desk.seats[0].left.more, "and does not spin meanwhile");
@@ -59,6 +62,26 @@ fn at_the_limit_the_connection_with_most_pending_output_is_reset() {
     desk.table.discharge(15 * MIB + 1 - used);
     desk.pass(10 * MS);
     assert_eq!(desk.books[light].closed, None, "one was enough");
+}
+
+#[test]
+fn at_the_limit_connections_are_reset_one_at_a_time() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    let peers = [(); 2].map(|()| desk.adopt(Peer::connect_with(&address, Some(4096))));
+    peers.iter().for_each(|(_, book)| drop(desk.block(*book)));
+    let closed = |desk: &Desk| desk.books.iter().filter(|book| book.closed.is_some()).count();
+    // Memory stays short, whoever goes.
+    let (charged, out) = (16 * MIB - desk.table.bytes_out(), desk.table.bytes_out());
+    assert!(desk.table.charge(charged));
+    desk.turn();
+    let freed = out - desk.table.bytes_out();
+    assert!(desk.table.charge(freed));
+    desk.idle();
+    assert_eq!(closed(&desk), 1, "what it held may be on its way back");
+    desk.pass(SCARCITY_DELAY);
+    assert_eq!(closed(&desk), 2);
+    desk.table.discharge(charged + freed);
 }
 
 #[test]

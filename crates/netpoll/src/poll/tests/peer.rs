@@ -2,6 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -48,6 +49,22 @@ impl Peer {
 
     pub(super) fn finish(&self) {
         self.0.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Over a unix socket our sends fail from now on, and no event tells of it.
+    pub(super) fn stop_reading(&self) {
+        self.0.shutdown(Shutdown::Read).unwrap();
+    }
+
+    /// Reads so much on a thread of its own, as fast as it comes.
+    pub(super) fn drain(mut self, length: usize) -> JoinHandle<Vec<u8>> {
+        self.0.set_nonblocking(false).unwrap();
+        self.0.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        thread::spawn(move || {
+            let mut bytes = vec![0; length];
+            self.0.read_exact(&mut bytes).unwrap();
+            bytes
+        })
     }
 
     pub(super) fn reset(self) {

@@ -182,6 +182,20 @@ fn a_slow_reader_holds_no_block_of_others_while_much_is_out() {
 }
 
 #[test]
+fn what_fills_much_of_its_block_stays_there_even_while_much_is_out() {
+    let mut desk = Desk::new(Plan { max_memory: 16 << 20, ..Plan::default() });
+    desk.manners.gives_back = false;
+    let address = desk.listen();
+    let (peer, book) = desk.connect(&address);
+    let _much = [(); 3].map(|()| desk.table.alloc(1 << 20).unwrap());
+    assert_eq!(peer.write(&pattern(20_000)), 20_000);
+    desk.until_waiting_without_turns(book, 20_000);
+    desk.until_arrived(book, 20_000);
+    let [place] = desk.books[book].kept[..] else { panic!("it was read in pieces") };
+    assert_eq!(desk.table.chunk(place.chunk).unwrap().shift(), 16);
+}
+
+#[test]
 fn nothing_to_do_means_no_deadline_and_no_more() {
     let mut desk = Desk::default();
     let address = desk.listen();
@@ -191,4 +205,5 @@ fn nothing_to_do_means_no_deadline_and_no_more() {
     desk.idle();
     desk.pass(MS);
     assert_eq!((desk.seats[0].left.next_deadline, desk.seats[0].left.more), (None, false));
+    assert_eq!(desk.stats(0).reads, 1, "a short read was the last, whatever is consumed then");
 }
