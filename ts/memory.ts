@@ -80,7 +80,6 @@ export class Memory {
   private end = 0
   private readonly chunks: Chunk[] = []
   private readonly publics = new WeakMap<ArrayBufferLike, Chunk>()
-  private readonly pins = new Map<number, Uint8Array>()
 
   constructor(
     readonly native: NativeEnvironment,
@@ -151,16 +150,6 @@ export class Memory {
     // block may take back what a Writer has not kept.
     if (!block || block.refs === 0 || block === this.output) return null
     return byteOffset + byteLength <= block.end ? block : null
-  }
-
-  pin(bytes: Uint8Array): number {
-    const pin = this.native.pin(bytes)
-    if (pin >= 0) this.pins.set(pin, bytes)
-    return pin
-  }
-
-  unpin(pin: number): void {
-    if (this.pins.delete(pin)) this.native.unpin(pin)
   }
 
   mapPublic(chunk: Chunk): ArrayBuffer {

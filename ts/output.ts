@@ -125,7 +125,7 @@ export class Output extends Writer {
       this.connection.put(Submission.SEND, chunk.id, start, end - start)
       return true
     }
-    const pin = this.memory.pin(bytes.subarray(start, end))
+    const pin = this.memory.native.pin(bytes.subarray(start, end))
     if (pin >= 0) this.connection.put(Submission.SEND_PIN, pin, 0, 0)
     return pin >= 0
   }

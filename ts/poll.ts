@@ -164,7 +164,7 @@ export class Poll {
       case Completion.TIMEOUT:
         return this.connections[slot]!.timedOut(words[at + 3]!, words[at + 4]!)
       case Completion.UNPIN:
-        return this.environment.memory.unpin(slot)
+        return this.environment.native.unpin(slot)
       case Completion.LISTENER:
         return this.environment.listenerClosed(slot, words[at + 3]!)
     }
