@@ -41,9 +41,8 @@ pub(crate) struct Budget {
 
 impl Default for Budget {
     /// A ring full of records; every connection that epoll reports in one go, but no more bytes than a
-    /// core's own cache holds until they are sent on (1 MiB messages cost a sixth less than without); and,
-    /// because an accept costs as much as several requests, few enough of those to leave the open
-    /// connections their turn.
+    /// core's own cache holds until they are sent on (docs/performance.md); and, because an accept costs
+    /// as much as several requests, few enough of those to leave the open connections their turn.
     fn default() -> Budget {
         Budget { records: 4096, visits: 1024, bytes: 2 << 20, accepts: 64 }
     }
