@@ -38,7 +38,9 @@ test('echo says when its port is in use', async (t) => {
 
 test('echo shows its rates on a terminal, and none elsewhere', async (t) => {
   const rates = /\d+ connections, \d+ requests\/s, \d+\.\d MB\/s/
-  const terminal = run(t, 'script', ['-qec', `${process.execPath} examples/echo.mjs 0`, '/dev/null'], 'pipe')
+  // With exec no shell stands between: dash, unlike bash, stays, and would die of the Ctrl-C itself.
+  const command = `exec ${process.execPath} examples/echo.mjs 0`
+  const terminal = run(t, 'script', ['-qec', command, '/dev/null'], 'pipe')
   await printed(terminal, rates)
   terminal.stdin.write('\x03') // Ctrl-C, as a terminal has it
   t.deepEqual(await once(terminal, 'exit'), [0, null])
