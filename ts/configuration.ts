@@ -4,9 +4,9 @@ import { NetpollError } from './errors.js'
 /** What can be set before the first use of this Node environment (the main thread or a worker). */
 export interface Configuration {
   /**
-   * Bytes of blocks, pinned Buffers and backlogs of all connections together. At 3/4 of it accepting and
-   * reading stop, at all of it the connections with most pending output fail. Default: a quarter of the
-   * memory of the cgroup or the machine; 16 MiB at least.
+   * Bytes of blocks, pinned Buffers and backlogs of all connections together. From 3/4 of it on only those are
+   * read that can bring memory back, at all of it the connections fail that hold most and bring none: see
+   * docs/architecture.md. Default: a quarter of the memory of the cgroup or the machine; 16 MiB at least.
    */
   maxMemory?: number
   /** Who runs the polls: `'thread'` (a thread of their own), or `'adaptive'` (default; at present the same). */

@@ -38,6 +38,8 @@ export class Input extends Reader {
   /** The read timer runs for the bytes that a handler has left, and was armed when `consumed` was `stalledAt`. */
   private stalled = false
   private stalledAt = 0
+  /** What the poll was last told of wantsMore(). */
+  private wanted = false
 
   constructor(private readonly connection: Lifecycle) {
     super(connection.poll.environment.memory)
@@ -67,6 +69,7 @@ export class Input extends Reader {
     if (this.refusal !== '') throw new NetpollError(this.refusal)
     this.endViews()
     this.credit()
+    if (this.connection.poll.scarce) this.settle()
     this.connection.inputConsumed()
   }
 
@@ -148,6 +151,11 @@ export class Input extends Reader {
     return stalled && !busy && this.stalledAt === this.consumed
   }
 
+  /** Tells the poll exactly how much is unread, and whether more must come; it asks for that while memory is scarce. */
+  settle(): void {
+    if (this.wanted !== this.isWanted() || this.consumed !== this.credited) this.grant(this.mark)
+  }
+
   /** The connection is gone: what is unread stays readable, but no block stays out for it. */
   rescue(): void {
     if (this.unread === 0) return
@@ -176,6 +184,7 @@ export class Input extends Reader {
     })
     if (this.unread !== 0 && !this.viewed) this.compact()
     this.letRead(size)
+    if (this.connection.poll.scarce) this.settle()
     if (this.wait !== null) {
       this.stalled = false
       if (this.readTimeout !== 0) this.armTimer()
@@ -216,9 +225,15 @@ export class Input extends Reader {
   }
 
   private grant(mark: number): void {
-    this.connection.put(Submission.INPUT, (this.consumed - this.credited) | 0, mark, 0)
+    this.wanted = this.isWanted()
+    const uncredited = (this.consumed - this.credited) | 0
+    this.connection.put(Submission.INPUT, uncredited, mark, this.wanted ? 1 : 0)
     this.credited = this.consumed
     this.mark = mark
+  }
+
+  private isWanted(): boolean {
+    return this.connection.poll.scarce && this.connection.wantsMore()
   }
 
   private armTimer(): void {

@@ -109,7 +109,7 @@ export class Lifecycle<Ctx = unknown> {
   /** @internal CLOSED */
   closedWith(cause: number): void {
     if (cause < 0) {
-      const code = cause === Cause.WRITE_TIMEOUT ? 'ERR_NETPOLL_WRITE_TIMEOUT' : 'ERR_NETPOLL_OUTPUT_LIMIT'
+      const code = CAUSES[cause as Cause]
       if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, code)
       // Also of output that was to go out before the end of a close().
       else this.ending = code
@@ -183,8 +183,12 @@ export class Lifecycle<Ctx = unknown> {
       else if (this.requestIsDue()) {
         this.state &= ~State.NEWS
         this.start(callRequest)
-      } else return this.rest()
+      } else {
+        this.rest()
+        break
+      }
     }
+    if (this.poll.scarce && this.input !== null) this.input.settle()
     // A handler may be pending for long; the slot is not kept for it.
     if ((this.state & (State.CLOSED | State.ACKNOWLEDGED)) === State.CLOSED) {
       this.addresses()
@@ -209,6 +213,14 @@ export class Lifecycle<Ctx = unknown> {
       this.onRequest !== undefined &&
       !this.isHeld()
     )
+  }
+
+  /** @internal What is unread cannot be used before more has come. */
+  wantsMore(): boolean {
+    const { state, input } = this
+    if (input === null || input.unread === 0 || (state & (State.CLOSING | State.PEER_ENDED)) !== 0)
+      return false
+    return input.wait !== null || ((state & (State.BUSY | State.NEWS)) === 0 && !this.isHeld())
   }
 
   /** No request may run: paused, or the last flush() was false and has not drained. */
@@ -447,6 +459,12 @@ export class Lifecycle<Ctx = unknown> {
   private get self(): Connection {
     return this as unknown as Connection
   }
+}
+
+const CAUSES: Record<Cause, ErrorCode> = {
+  [Cause.WRITE_TIMEOUT]: 'ERR_NETPOLL_WRITE_TIMEOUT',
+  [Cause.OUTPUT_LIMIT]: 'ERR_NETPOLL_OUTPUT_LIMIT',
+  [Cause.INPUT_LIMIT]: 'ERR_NETPOLL_INPUT_LIMIT',
 }
 
 type Step = (this: Connection) => unknown

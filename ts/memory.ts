@@ -126,6 +126,11 @@ export class Memory {
     return block
   }
 
+  /** alloc() for what can do without: the last blocks are for what is to be sent. */
+  allocSpare(size: number): Block | null {
+    return size > MAX_BLOCK || this.home.scarce ? null : this.alloc(size)
+  }
+
   /** Makes `size` bytes free from `at` on in the output block; false at maxMemory. */
   reserve(size: number): boolean {
     return size <= this.end - this.at || this.renew(size)

@@ -9,6 +9,8 @@ export class Poll {
   readonly words: Int32Array
   /** Its thread has panicked, or the environment has ended: nothing comes from it and nothing goes to it. */
   dead = false
+  /** Memory is scarce: the poll is told at once what was consumed, and for whom more must come. */
+  scarce = false
   /** SENDs since the poll was last rung. */
   private sends = 0
   private completionHead = 0
@@ -59,6 +61,8 @@ export class Poll {
   finish(): void {
     this.publish()
     if (Atomics.load(this.words, Header.COMPLETION_BACKLOGGED) !== 0) this.environment.native.wake(this.index)
+    const scarce = Atomics.load(this.words, Header.SCARCE) !== 0
+    if (scarce !== this.scarce) this.setScarce(scarce)
     if (!this.dead && Atomics.load(this.words, Header.DIED) !== 0) this.environment.pollDied(this)
   }
 
@@ -119,6 +123,12 @@ export class Poll {
     Atomics.store(this.words, Header.SUBMISSION_TAIL, this.submissionTail)
     if (Atomics.compareExchange(this.words, Header.SLEEPING, 1, 0) === 1)
       this.environment.native.wake(this.index)
+  }
+
+  private setScarce(scarce: boolean): void {
+    this.scarce = scarce
+    for (const connection of this.connections) connection?.input?.settle()
+    this.publish()
   }
 
   private hasRoom(): boolean {

@@ -371,7 +371,7 @@ export class Reader {
   private gather(n: number): Bytes {
     this.need(n)
     const memory = this.memory
-    const block = (n <= MAX_BLOCK && memory.alloc(n)) || foreignBlock(Buffer.allocUnsafeSlow(n))
+    const block = memory.allocSpare(n) ?? foreignBlock(Buffer.allocUnsafeSlow(n))
     const merged = Segment.take(block, block.start, block.start + n)
     block.refs++
     this.copyTo(block.bytes.subarray(block.start, block.start + n), n)

@@ -13,6 +13,7 @@ export const enum Header {
   COMPLETION_TAIL = 0,
   COMPLETION_BACKLOGGED = 1,
   DIED = 2,
+  SCARCE = 3,
   COMPLETION_HEAD = 16,
   SUBMISSION_TAIL = 32,
   SUBMISSION_BACKLOGGED = 33,
@@ -70,6 +71,7 @@ export const enum Option {
 export const enum Cause {
   WRITE_TIMEOUT = -1,
   OUTPUT_LIMIT = -2,
+  INPUT_LIMIT = -3,
 }
 
 export const enum Status {

@@ -62,8 +62,10 @@ pub struct BlockTable {
 pub enum Pressure {
     /// Less than three quarters.
     Low,
-    /// Three quarters or more: no time to take in more.
+    /// Three quarters or more: the rest is for what brings memory back.
     High,
+    /// Seven eighths or more.
+    Scarce,
     /// There is no room for one more of the largest blocks.
     Full,
 }
@@ -144,6 +146,8 @@ impl BlockTable {
         let left = max.saturating_sub(self.stock.used());
         if left < u64::from(MAX_BLOCK) {
             Pressure::Full
+        } else if left <= max / 8 {
+            Pressure::Scarce
         } else if left <= max / 4 {
             Pressure::High
         } else {
@@ -573,7 +577,9 @@ mod tests {
         assert_eq!(table.pressure(), Pressure::Low);
         assert!(table.charge(1));
         assert_eq!(table.pressure(), Pressure::High);
-        assert!(table.charge(3 * MIB + 1));
+        assert!(table.charge(2 * MIB));
+        assert_eq!(table.pressure(), Pressure::Scarce);
+        assert!(table.charge(MIB + 1));
         assert_eq!(table.pressure(), Pressure::Full);
         table.discharge(15 * MIB + 1);
         assert_eq!(table.pressure(), Pressure::Low);

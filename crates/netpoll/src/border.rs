@@ -17,6 +17,7 @@ const ENDPOINT_WORDS: usize = 6;
 const COMPLETION_TAIL: usize = 0;
 const COMPLETION_BACKLOGGED: usize = 1;
 const DIED: usize = 2;
+const SCARCE: usize = 3;
 const COMPLETION_HEAD: usize = 16;
 const SUBMISSION_TAIL: usize = 32;
 const SUBMISSION_BACKLOGGED: usize = 33;
@@ -70,6 +71,12 @@ impl Border {
     pub(crate) fn set_died(&self) {
         // Release: pairs with JavaScript's Atomics.load when the bell has rung.
         self.words[DIED].store(1, Ordering::Release);
+    }
+
+    /// Whether JavaScript shall tell at once what it has consumed, and for whom it needs more.
+    pub(crate) fn set_scarce(&self, is_scarce: bool) {
+        // Relaxed: the bell that is rung after it orders it; a stale word is looked at again at the next one.
+        self.words[SCARCE].store(u32::from(is_scarce), Ordering::Relaxed);
     }
 
     /// Announces a wait. The caller must look at the submission ring once more before it waits:
@@ -268,6 +275,7 @@ mod tests {
     fn the_header_is_where_the_contract_has_it() {
         let border = Border::new(words(WORDS), ENTRIES, SLOTS).unwrap();
         border.set_died();
+        border.set_scarce(true);
         border.fall_asleep();
         border.completions().tail.store(10, Ordering::Relaxed);
         border.completions().backlogged.store(11, Ordering::Relaxed);
@@ -277,7 +285,7 @@ mod tests {
         border.submissions().head.store(15, Ordering::Relaxed);
         let header = values(&border.words[..HEADER_WORDS]);
         let set = (0..).zip(header).filter(|(_, value)| *value != 0).collect::<Vec<(usize, u32)>>();
-        assert_eq!(set, [(0, 10), (1, 11), (2, 1), (16, 12), (32, 13), (33, 14), (48, 15), (49, 1)]);
+        assert_eq!(set, [(0, 10), (1, 11), (2, 1), (3, 1), (16, 12), (32, 13), (33, 14), (48, 15), (49, 1)]);
         border.wake_up();
         assert_eq!(border.words[SLEEPING].load(Ordering::Relaxed), 0);
     }

@@ -118,6 +118,8 @@ pub(crate) struct Input {
     consumed: u64,
     /// The poll reads while fewer bytes than this are unread.
     mark: u32,
+    /// JavaScript can do nothing with what is unread before more has come. Told only while memory is scarce.
+    pub(crate) wanted: bool,
     pub(crate) paused: bool,
     /// FIN has been read. No byte follows.
     pub(crate) ended: bool,
@@ -135,6 +137,7 @@ impl Input {
             delivered: 0,
             consumed: 0,
             mark,
+            wanted: false,
             paused: false,
             ended: false,
             ready: false,
@@ -148,9 +151,10 @@ impl Input {
     }
 
     /// JavaScript has consumed `credit` more bytes and takes up to `mark` unread ones from now on.
-    pub(crate) fn credit(&mut self, credit: u32, mark: u32) {
+    pub(crate) fn credit(&mut self, credit: u32, mark: u32, wanted: bool) {
         self.consumed = self.delivered.min(self.consumed + u64::from(credit));
         self.mark = mark;
+        self.wanted = wanted;
     }
 }
 
@@ -288,7 +292,7 @@ mod tests {
         let mut connection = connection(Instant::now());
         connection.input.delivered = 1000;
         assert!(!connection.may_read());
-        connection.input.credit(1, 1000);
+        connection.input.credit(1, 1000, false);
         assert!(connection.may_read());
     }
 
@@ -296,7 +300,7 @@ mod tests {
     fn a_raised_mark_lets_reading_go_on() {
         let mut connection = connection(Instant::now());
         connection.input.delivered = 1000;
-        connection.input.credit(0, 2000);
+        connection.input.credit(0, 2000, false);
         assert!(connection.may_read());
     }
 
@@ -304,7 +308,7 @@ mod tests {
     fn credit_for_more_than_was_delivered_counts_as_all() {
         let mut connection = connection(Instant::now());
         connection.input.delivered = 10;
-        connection.input.credit(u32::MAX, 1000);
+        connection.input.credit(u32::MAX, 1000, false);
         assert_eq!(connection.input.unread(), 0);
     }
 

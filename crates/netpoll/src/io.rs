@@ -9,11 +9,11 @@ use mio::{Interest, Registry};
 use socket2::{SockRef, TcpKeepalive};
 
 use crate::barrier::Barrier;
-use crate::block::{BlockTable, Range};
+use crate::block::{BlockTable, Pressure, Range};
 use crate::border::{Border, StatusEntry};
 use crate::connection::Finish;
 use crate::counters::Counters;
-use crate::intake::Intake;
+use crate::intake::{Intake, ReadSize};
 use crate::operators::Operator;
 use crate::record::{Cause, Completion, SocketOption};
 use crate::ring::Producer;
@@ -96,6 +96,11 @@ impl Io {
         std::mem::take(&mut self.is_urgent) | had_backlog
     }
 
+    /// JavaScript should look at the header, whether or not there are records.
+    pub(crate) fn urge(&mut self) {
+        self.is_urgent = true;
+    }
+
     pub(crate) fn received(&self) -> u64 {
         self.received
     }
@@ -118,6 +123,10 @@ impl Io {
         for _ in 0..READS_PER_VISIT {
             if !operator.connection.may_read() {
                 return Visit::Finished;
+            }
+            if self.table.pressure() != Pressure::Low {
+                // What is left shall not go at one draught.
+                operator.connection.input.size = ReadSize::default();
             }
             let size = operator.connection.input.size;
             let offered = self.intake.offer(size, &mut self.barrier);

@@ -23,7 +23,10 @@ use crate::sys;
 use crate::timers::Timers;
 use crate::token::{Subject, Token};
 
+use self::scarcity::{Scarcity, SCARCITY_DELAY};
+
 mod listeners;
+mod scarcity;
 mod submissions;
 
 /// How much one turn does of each kind, so that none starves the others.
@@ -64,9 +67,6 @@ const MAX_EVENTS: usize = 16 * 1024;
 /// How long an ACCEPT that nobody asked to hear of may wait for a record that rings anyway.
 const ACCEPT_DELAY: Duration = Duration::from_millis(5);
 
-/// How long reading rests when memory is scarce, if nothing else wakes the poll before.
-const SCARCITY_DELAY: Duration = Duration::from_millis(10);
-
 /// Entries that the timers may hold beyond two for each connection before the stale ones are dropped.
 const TIMER_SLACK: usize = 1024;
 
@@ -97,9 +97,8 @@ pub(crate) struct Poll {
     timers: Timers,
     /// When the bell must ring for ACCEPTs that may wait.
     announce_at: Option<Instant>,
-    /// Before this nobody else is reset for want of memory.
-    relieved_at: Option<Instant>,
-    /// Reading and accepting rest until memory or JavaScript allows them again.
+    scarcity: Scarcity,
+    /// Somebody's reading or accepting rests until memory or JavaScript allows it again.
     is_held: bool,
 }
 
@@ -126,7 +125,7 @@ impl Poll {
             acceptors: Vec::new(),
             timers: Timers::default(),
             announce_at: None,
-            relieved_at: None,
+            scarcity: Scarcity::default(),
             is_held: false,
             shared,
         })
@@ -145,10 +144,13 @@ impl Poll {
             // JavaScript may have made room; then reading goes on in this turn.
             self.publish(now);
         }
-        self.is_held = self.io.is_backlogged() || self.shared.table.pressure() != Pressure::Low;
-        if !self.is_held {
+        let pressure = self.watch_memory(now);
+        self.is_held = self.io.is_backlogged() || pressure != Pressure::Low;
+        if !self.io.is_backlogged() {
             more |= self.receive_ready(now, budget);
-            more |= self.accept_ready(now, budget.accepts);
+            if pressure <= Pressure::High {
+                more |= self.accept_ready(now, budget.accepts);
+            }
         }
         more |= !self.dirty.is_empty();
         self.expire_deadlines(now);
@@ -264,16 +266,26 @@ impl Poll {
 
     fn receive_ready(&mut self, now: Instant, budget: Budget) -> bool {
         // Each connection at most once a turn: what is not finished comes again behind the others.
+        let visits = self.ready.len().min(budget.visits as usize);
         let limit = self.io.received() + budget.bytes;
-        for _ in 0..self.ready.len().min(budget.visits as usize) {
+        let mut more = self.ready.len() > visits;
+        for _ in 0..visits {
             if self.io.received() >= limit {
-                break;
+                return true;
             }
             let Some(token) = self.ready.next() else { break };
             let Some(operator) = self.operators.get_mut(token) else { continue };
             operator.is_listed = false;
+            if !self.scarcity.admits(operator, self.shared.table.pressure()) {
+                self.ready.list(operator);
+                self.is_held = true;
+                continue;
+            }
             match self.io.receive(operator, now) {
-                Visit::Unfinished => self.ready.list(operator),
+                Visit::Unfinished => {
+                    self.ready.list(operator);
+                    more = true;
+                }
                 Visit::Finished => {}
                 Visit::Starved => {
                     self.ready.list(operator);
@@ -283,7 +295,7 @@ impl Poll {
                 Visit::Over(cause) => self.close(token, cause),
             }
         }
-        self.ready.len() > 0
+        more
     }
 
     // ---- time, memory, the bell
@@ -333,21 +345,6 @@ impl Poll {
         arm(&mut self.timers, operator);
     }
 
-    /// When memory has run out, the connection that holds most of it in pending output has to go.
-    /// One at a time: what it held comes back only when JavaScript has taken notice.
-    fn relieve(&mut self, now: Instant) {
-        if self.shared.table.pressure() != Pressure::Full || self.relieved_at.is_some_and(|at| at > now) {
-            return;
-        }
-        self.relieved_at = Some(now + SCARCITY_DELAY);
-        self.io.intake.release();
-        let pending = |operator: &&Operator| operator.connection.output.queue.len();
-        let heaviest = self.operators.iter().filter(|operator| pending(operator) > 0).max_by_key(pending);
-        if let Some(token) = heaviest.map(|operator| operator.token) {
-            self.reset(token, Cause::OUTPUT_LIMIT);
-        }
-    }
-
     fn return_pins(&mut self) {
         for pin in self.shared.pins.drain_released() {
             self.io.tell(Completion::Unpin { pin });
@@ -371,7 +368,8 @@ impl Poll {
 
     fn next_deadline(&self, now: Instant) -> Option<Instant> {
         let waits = self.ready.len() > 0 || self.acceptors.iter().any(|acceptor| acceptor.is_ready);
-        let retry = (self.is_held && waits).then(|| now + SCARCITY_DELAY);
+        let relieves = self.shared.table.pressure() >= Pressure::Scarce;
+        let retry = (self.is_held && waits || relieves).then(|| now + SCARCITY_DELAY);
         [self.timers.next(), self.announce_at, retry].into_iter().flatten().min()
     }
 }

@@ -25,6 +25,10 @@ impl ReadyList {
         self.0.pop_front()
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Token> + '_ {
+        self.0.iter().copied()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

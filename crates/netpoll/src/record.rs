@@ -19,6 +19,8 @@ impl Cause {
     pub const WRITE_TIMEOUT: Cause = Cause(-1);
     /// Memory had run out, and this connection had most output pending.
     pub const OUTPUT_LIMIT: Cause = Cause(-2);
+    /// Memory had run out, and this connection had the longest unfinished message.
+    pub const INPUT_LIMIT: Cause = Cause(-3);
 
     /// The errno of a failed system call.
     pub(crate) fn of(error: &std::io::Error) -> Cause {
@@ -58,7 +60,7 @@ pub(crate) enum Submission {
     Done { chunk: u32, offset: u32, count: u32 },
     Send { token: Token, chunk: u32, offset: u32, length: u32 },
     SendPin { token: Token, pin: u32 },
-    Input { token: Token, credit: u32, mark: u32 },
+    Input { token: Token, credit: u32, mark: u32, wanted: bool },
     WatchDrain { token: Token, target: u32 },
     Pause { token: Token },
     Resume { token: Token },
@@ -107,7 +109,7 @@ impl Submission {
             1 => Submission::Done { chunk: slot, offset: generation, count: first },
             2 => Submission::Send { token, chunk: first, offset: second, length: third },
             3 => Submission::SendPin { token, pin: first },
-            4 => Submission::Input { token, credit: first, mark: second },
+            4 => Submission::Input { token, credit: first, mark: second, wanted: third != 0 },
             5 => Submission::WatchDrain { token, target: first },
             6 => Submission::Pause { token },
             7 => Submission::Resume { token },

@@ -38,8 +38,8 @@ impl Poll {
             Submission::Timer { token, which, milliseconds, sequence } => self.change(token, |operator| {
                 operator.connection.deadlines.set(which, milliseconds, sequence, now)
             }),
-            Submission::Input { token, credit, mark } => {
-                self.change(token, |operator| operator.connection.input.credit(credit, mark))
+            Submission::Input { token, credit, mark, wanted } => {
+                self.change(token, |operator| operator.connection.input.credit(credit, mark, wanted))
             }
             Submission::Pause { token } => {
                 self.change(token, |operator| operator.connection.input.paused = true)

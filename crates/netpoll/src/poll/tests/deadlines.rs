@@ -79,7 +79,10 @@ fn after_a_failed_send_there_is_no_write_timeout_any_more() {
     let limits = Limits { write_timeout: Some(SECOND), ..Plan::default().limits };
     let mut desk =
         Desk::new(Plan { limits, max_memory: 16 << 20, send_buffer: Some(4096), ..Plan::default() });
+    desk.manners.credits = false;
     let (peer, book) = narrow(&mut desk);
+    peer.write(b"unread");
+    desk.until_arrived(book, 6);
     desk.block(book);
     let held = (12 << 20) + (1 << 19);
     assert!(desk.table.charge(held));

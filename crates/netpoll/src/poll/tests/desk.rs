@@ -695,6 +695,11 @@ impl Seat {
         }
     }
 
+    /// The word by which the poll tells that memory is scarce.
+    pub(super) fn scarce(&self) -> &'static AtomicU32 {
+        &self.words[3]
+    }
+
     /// The word by which the poll tells that it waits.
     pub(super) fn sleeping(&self) -> &'static AtomicU32 {
         &self.words[49]

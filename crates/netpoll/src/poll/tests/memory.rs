@@ -1,7 +1,12 @@
-use super::desk::submission::{INPUT, RESET};
-use super::desk::{done, number, Desk, Plan, MS};
+use std::sync::atomic::Ordering;
+
+use socket2::SockAddr;
+
+use super::desk::submission::{INPUT, RESET, SEND_PIN};
+use super::desk::{number, Desk, Plan, MS};
 use super::peer::{pattern, Peer};
-use crate::poll::{Budget, SCARCITY_DELAY};
+use crate::poll::scarcity::{BLOCKED_PATIENCE, FAVOR, FULL_PATIENCE, LAST_RESERVE, SCARCITY_DELAY};
+use crate::poll::Budget;
 use crate::record::Cause;
 
 const MIB: u64 = 1 << 20;
@@ -10,25 +15,199 @@ fn scarce() -> Desk {
     Desk::new(Plan { max_memory: 16 * MIB, send_buffer: Some(4096), ..Plan::default() })
 }
 
+/// A connection whose message of `unread` bytes is not finished.
+fn unfinished(desk: &mut Desk, address: &SockAddr, unread: usize, wanted: bool) -> (Peer, usize) {
+    desk.manners.credits = false;
+    let (peer, book) = desk.connect(address);
+    peer.write(&pattern(unread));
+    desk.until_arrived(book, unread);
+    desk.put(book, INPUT, [0, 1 << 20, u32::from(wanted)]);
+    (peer, book)
+}
+
+/// Bytes that have arrived on each connection since `before`, after both peers have written `more`.
+fn arrived_after(desk: &mut Desk, connections: &[(Peer, usize)], more: &[u8]) -> Vec<usize> {
+    let before = connections.iter().map(|(_, book)| desk.books[*book].arrived.len()).collect::<Vec<_>>();
+    for (peer, book) in connections {
+        peer.write(more);
+        desk.until_waiting_without_turns(*book, more.len());
+    }
+    desk.idle();
+    connections
+        .iter()
+        .zip(before)
+        .map(|((_, book), before)| desk.books[*book].arrived.len() - before)
+        .collect()
+}
+
 #[test]
-fn reading_stops_when_three_quarters_are_out_and_goes_on_after_done() {
+fn at_three_quarters_who_has_something_unread_waits_and_who_has_nothing_reads_on() {
     let mut desk = scarce();
     let address = desk.listen();
-    let (peer, book) = desk.connect(&address);
-    let (most, rest) = ([(); 11].map(|()| desk.lend(MIB as u32, b"")), desk.lend(MIB as u32, b""));
-    peer.write(b"hello");
-    desk.until("an event has told", |desk| desk.operator(book).connection.input.ready);
-    desk.idle();
-    (0..3).for_each(|_| desk.put(book, INPUT, [0, 1000, 0]));
-    desk.turn();
+    let connections = [unfinished(&mut desk, &address, 10, false), desk.connect(&address)];
+    let held = 12 * MIB - desk.table.bytes_out();
+    assert!(desk.table.charge(held));
+    assert_eq!(arrived_after(&mut desk, &connections, b"hello"), [0, 5]);
     assert_eq!(desk.seats[0].poll.ready.len(), 1, "it waits for its turn once");
-    assert_eq!((desk.books[book].arrived.len(), desk.stats(0).reads), (0, 0));
     assert_eq!(desk.seats[0].left.next_deadline, Some(desk.now + SCARCITY_DELAY), "it looks again soon");
     assert!(!desk.seats[0].left.more, "and does not spin meanwhile");
-    desk.put_record(0, done(rest));
+    desk.table.discharge(held);
+    desk.pass(SCARCITY_DELAY);
+    assert_eq!(desk.books[0].arrived.len(), 15);
+}
+
+#[test]
+fn the_longest_of_the_messages_that_more_is_wanted_of_goes_on_alone() {
+    for part in [12, 14] {
+        let mut desk = scarce();
+        let address = desk.listen();
+        let plans = [(10, true), (30, true), (50, false), (20, true)];
+        let connections = plans.map(|(unread, wanted)| unfinished(&mut desk, &address, unread, wanted));
+        let held = part * MIB - desk.table.bytes_out();
+        assert!(desk.table.charge(held));
+        assert_eq!(arrived_after(&mut desk, &connections, b"hello"), [0, 5, 0, 0], "at {part} MiB");
+        // When nothing comes of it any more, it is the next one's turn.
+        desk.pass(FAVOR);
+        desk.idle();
+        assert_eq!(desk.books.iter().map(|book| book.arrived.len()).collect::<Vec<_>>(), [10, 35, 50, 25]);
+        desk.table.discharge(held);
+    }
+}
+
+#[test]
+fn a_favorite_whose_message_is_used_makes_room_for_the_next_one_at_once() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    let connections = [10, 30].map(|unread| unfinished(&mut desk, &address, unread, true));
+    let held = 14 * MIB - desk.table.bytes_out();
+    assert!(desk.table.charge(held));
+    assert_eq!(arrived_after(&mut desk, &connections, b"hello"), [0, 5]);
+    desk.put(1, INPUT, [35, 1 << 20, 0]);
+    desk.idle();
+    assert_eq!(desk.books[0].arrived.len(), 15);
+    desk.table.discharge(held);
+}
+
+#[test]
+fn at_seven_eighths_those_who_have_nothing_unread_read_one_after_the_other() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    desk.manners.credits = false;
+    let connections = [(); 2].map(|()| desk.connect(&address));
+    let held = 14 * MIB - desk.table.bytes_out();
+    assert!(desk.table.charge(held));
+    assert_eq!(arrived_after(&mut desk, &connections, b"hello"), [5, 0]);
+    desk.put(0, INPUT, [5, 1 << 20, 0]);
+    desk.idle();
+    assert_eq!(desk.books[1].arrived, b"hello");
+    desk.table.discharge(held);
+}
+
+#[test]
+fn when_memory_is_full_nobody_is_read() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    let connections = [unfinished(&mut desk, &address, 10, true), desk.connect(&address)];
+    assert!(desk.table.charge(15 * MIB + 1 - desk.table.bytes_out()));
+    // The intake's own block is given up, so there is some room again.
+    let given_up = desk.table.bytes_out();
     desk.turn();
-    assert_eq!(desk.books[book].arrived, b"hello");
-    most.into_iter().for_each(|lent| desk.put_record(0, done(lent)));
+    assert!(desk.table.charge(given_up - desk.table.bytes_out()));
+    let before = desk.stats(0).reads;
+    for (peer, _) in &connections {
+        peer.write(b"hello");
+    }
+    desk.until("both have news", |desk| (0..2).all(|book| desk.operator(book).connection.input.ready));
+    desk.idle();
+    assert_eq!(desk.stats(0).reads, before);
+    desk.table.discharge(15 * MIB + 1 - desk.table.bytes_out());
+}
+
+#[test]
+fn when_memory_is_full_for_a_moment_the_favorite_reads_into_the_last_of_it() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    let connections = [10, 30].map(|unread| unfinished(&mut desk, &address, unread, true));
+    let held = 15 * MIB + MIB / 2 - desk.table.bytes_out();
+    assert!(desk.table.charge(held));
+    assert_eq!(arrived_after(&mut desk, &connections, b"hello"), [0, 0]);
+    desk.pass(LAST_RESERVE);
+    desk.idle();
+    assert_eq!(desk.books.iter().map(|book| book.arrived.len()).collect::<Vec<_>>(), [10, 35]);
+    desk.table.discharge(held);
+}
+
+#[test]
+fn when_memory_stays_full_the_longest_message_that_more_is_wanted_of_fails() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    let plans = [(10, true), (30, true), (50, false)];
+    let _peers = plans.map(|(unread, wanted)| unfinished(&mut desk, &address, unread, wanted).0);
+    desk.turn();
+    assert!(desk.table.charge(15 * MIB + 1));
+    let closed = |desk: &Desk| desk.books.iter().map(|book| book.closed).collect::<Vec<_>>();
+    desk.idle();
+    desk.pass(FULL_PATIENCE - MS);
+    assert_eq!(closed(&desk), [None; 3], "handlers that run may bring some back");
+    desk.pass(SCARCITY_DELAY);
+    assert_eq!(closed(&desk), [None, Some(number(Cause::INPUT_LIMIT)), None]);
+    desk.pass(FULL_PATIENCE - MS);
+    assert_eq!(closed(&desk)[0], None, "and so may that");
+    desk.table.discharge(15 * MIB + 1);
+}
+
+#[test]
+fn at_seven_eighths_output_whose_peer_takes_nothing_fails_after_a_second() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    let peers = [(); 2].map(|()| desk.adopt(Peer::connect_with(&address, Some(4096))));
+    let [(_stalled, first), (_moving, second)] = &peers;
+    desk.block(*first);
+    desk.write(*first, &pattern(1 << 20));
+    desk.now += BLOCKED_PATIENCE / 2;
+    desk.block(*second);
+    let held = 14 * MIB - desk.table.bytes_out();
+    assert!(desk.table.charge(held));
+    desk.turn();
+    let closed = |desk: &Desk| [*first, *second].map(|book| desk.books[book].closed);
+    assert_eq!(closed(&desk), [None; 2]);
+    desk.pass(BLOCKED_PATIENCE / 2);
+    assert_eq!(closed(&desk), [Some(number(Cause::OUTPUT_LIMIT)), None]);
+    desk.table.discharge(held);
+}
+
+#[test]
+fn javascript_is_told_that_memory_is_scarce_and_some_time_after_that_it_is_not() {
+    let mut desk = scarce();
+    let scarce = |desk: &Desk| desk.seats[0].scarce().load(Ordering::Relaxed);
+    desk.turn();
+    let bells = desk.bells();
+    assert!(desk.table.charge(12 * MIB));
+    desk.turn();
+    desk.turn();
+    assert_eq!((scarce(&desk), desk.bells()), (1, bells + 1), "once, with the bell");
+    desk.table.discharge(12 * MIB);
+    desk.turn();
+    assert_eq!(scarce(&desk), 1, "it may be scarce again at once");
+    desk.pass(100 * MS);
+    assert_eq!(scarce(&desk), 0);
+}
+
+#[test]
+fn nobody_is_reset_when_the_blocks_of_the_next_reads_are_enough() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    let (peer, idle) = desk.connect(&address);
+    let (_narrow, blocked) = desk.adopt(Peer::connect_with(&address, Some(4096)));
+    desk.block(blocked);
+    peer.write(b"hello");
+    desk.until_arrived(idle, 5);
+    desk.turn();
+    let held = 15 * MIB + 1 - desk.table.bytes_out();
+    assert!(desk.table.charge(held));
+    desk.turn();
+    assert_eq!([idle, blocked].map(|book| desk.books[book].closed), [None; 2]);
+    desk.table.discharge(held);
 }
 
 #[test]
@@ -51,7 +230,7 @@ fn at_the_limit_the_connection_with_most_pending_output_is_reset() {
     let (_idle_peer, idle) = desk.connect(&address);
     desk.block(light);
     desk.block(heavy);
-    desk.write(heavy, &pattern(2 << 20));
+    desk.write(heavy, &pattern(9 << 20));
     desk.turn();
     let used = desk.table.bytes_out();
     assert!(desk.table.charge(15 * MIB + 1 - used));
@@ -69,7 +248,13 @@ fn at_the_limit_connections_are_reset_one_at_a_time() {
     let mut desk = scarce();
     let address = desk.listen();
     let peers = [(); 2].map(|()| desk.adopt(Peer::connect_with(&address, Some(4096))));
-    peers.iter().for_each(|(_, book)| drop(desk.block(*book)));
+    // Each of them alone is to blame.
+    let much: &'static [u8] = Vec::leak(pattern(9 << 20));
+    for (_, book) in &peers {
+        let pin = desk.pin(much);
+        desk.put(*book, SEND_PIN, [pin, 0, 0]);
+        desk.turn();
+    }
     let closed = |desk: &Desk| desk.books.iter().filter(|book| book.closed.is_some()).count();
     // Memory stays short, whoever goes.
     let (charged, out) = (16 * MIB - desk.table.bytes_out(), desk.table.bytes_out());
@@ -149,5 +334,27 @@ fn without_connections_no_block_is_out() {
         desk.until_closed(book);
         desk.turn();
         assert_eq!(desk.table.blocks_out(), 0);
+    }
+}
+
+#[test]
+fn a_favorite_that_trickles_gives_way_and_one_that_makes_progress_does_not() {
+    for (piece, is_kept) in [(1, false), (64 * 1024, true)] {
+        let mut desk = scarce();
+        let address = desk.listen();
+        let connections = [10, 30].map(|unread| unfinished(&mut desk, &address, unread, true));
+        let held = 12 * MIB - desk.table.bytes_out();
+        assert!(desk.table.charge(held));
+        assert_eq!(arrived_after(&mut desk, &connections, b"hello"), [0, 5]);
+        for _ in 0..3 {
+            desk.now += FAVOR / 4;
+            let arrived = desk.books[1].arrived.len();
+            desk.peer_writes(&connections[1].0, &pattern(piece));
+            desk.until_arrived(1, arrived + piece);
+        }
+        desk.pass(FAVOR / 4);
+        desk.idle();
+        assert_eq!(desk.books[0].arrived.len(), if is_kept { 10 } else { 15 }, "{piece} bytes at a time");
+        desk.table.discharge(held);
     }
 }
