@@ -58,6 +58,8 @@ export class Environment {
       ringEntries,
       slots,
       maxMemory: configuration.maxMemory,
+      // What a runtime without libuv gets, for tests of that.
+      libuv: process.env.NETPOLL_WITHOUT_LIBUV !== '1',
     }
     this.native = new binding.Environment(options, this.drain)
     this.memory = new Memory(this.native, this.polls[0]!, configuration.debug)

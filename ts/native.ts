@@ -86,6 +86,8 @@ export interface EnvironmentOptions {
   slots: number
   /** 0 = a quarter of the memory of the cgroup or the machine. */
   maxMemory: number
+  /** Ring the doorbell through libuv where the runtime has it; otherwise by a threadsafe function. */
+  libuv: boolean
 }
 
 export interface NativeEnvironment {

@@ -50,4 +50,4 @@ pub use listener::{ListenError, ListenOptions};
 pub use pin::PinTable;
 pub use poll_manager::{Listening, PollManager};
 pub use server::Server;
-pub use sys::{descriptor_limit, memory_limit};
+pub use sys::{descriptor_limit, memory_limit, symbol};

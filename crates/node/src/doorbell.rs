@@ -1,102 +1,221 @@
-//! The bell on JavaScript's side: one threadsafe function, rung once a batch.
+//! The bell on JavaScript's side: rung once a batch, it makes the environment's thread drain the rings.
+//!
+//! It is a handle of libuv's own. A threadsafe function does the same, but it rings under a lock that the
+//! environment's thread takes too, so that where both share a core each batch switches threads twice more
+//! (docs/performance.md). It is what is left where libuv's functions are not to be found.
 
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
 
 use napi::{sys, Result};
 
 use crate::status::check;
+use crate::uv::{data_of, Async};
 
-/// The threadsafe function of an environment. It does not keep the process alive unless `refer`red.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Bell(sys::napi_threadsafe_function);
+/// The bell of an environment. It does not keep the process alive unless `refer`red. It is never freed: a ring
+/// may be under way until the process has ended.
+#[derive(Debug)]
+pub(crate) struct Bell {
+    env: sys::napi_env,
+    drain: sys::napi_ref,
+    context: sys::napi_async_context,
+    /// The STOP word of the environment: once set, a ring that is still under way does nothing.
+    stop: &'static AtomicU32,
+    handle: OnceLock<Handle>,
+}
 
-// SAFETY: napi_call_threadsafe_function may be called from any thread. The function itself lives until
-// the environment's cleanup, and `Environment` joins every thread that rings before that.
+#[derive(Debug)]
+enum Handle {
+    Async(Async),
+    Function(sys::napi_threadsafe_function),
+}
+
+// SAFETY: `ring` alone is called from other threads, and uses `handle` alone: uv_async_send and
+// napi_call_threadsafe_function may be called from any. The handle lives until the environment's cleanup, and
+// `Environment` joins every thread that rings before that.
 unsafe impl Send for Bell {}
-// SAFETY: as above; the handle is never changed.
+// SAFETY: as above.
 unsafe impl Sync for Bell {}
 
 impl Bell {
-    /// `stop` is the STOP word of the environment: once set, a ring that is still under way does nothing.
-    pub(crate) fn new(env: sys::napi_env, drain: sys::napi_value, stop: &'static AtomicU32) -> Result<Bell> {
-        let mut name = ptr::null_mut();
-        let text = c"netpoll";
-        let mut function = ptr::null_mut();
-        // SAFETY: env and drain are those of the running call; `text` is static; `stop` is static and
-        // comes back as the context of `drain_now`, which reads it as what it is.
+    /// Calls the function `drain` when it is rung; through libuv where that is wanted and possible.
+    pub(crate) fn new(
+        env: sys::napi_env,
+        drain: sys::napi_value,
+        stop: &'static AtomicU32,
+        libuv: bool,
+    ) -> Result<&'static Bell> {
+        let mut bell =
+            Bell { env, drain: ptr::null_mut(), context: ptr::null_mut(), stop, handle: OnceLock::new() };
+        let name = name(env)?;
+        // SAFETY: env, drain and name are those of the running call.
         unsafe {
-            check(sys::napi_create_string_utf8(env, text.as_ptr(), 7, &mut name), "napi_create_string_utf8")?;
-            let context = ptr::from_ref(stop).cast_mut().cast();
             let none = ptr::null_mut();
+            check(sys::napi_create_reference(env, drain, 1, &mut bell.drain), "napi_create_reference")?;
+            check(sys::napi_async_init(env, none, name, &mut bell.context), "napi_async_init")?;
+        }
+        let bell: &'static Bell = Box::leak(Box::new(bell));
+        let handle = match if libuv { bell.open_async()? } else { None } {
+            Some(handle) => Handle::Async(handle),
+            None => Handle::Function(bell.create_function(name)?),
+        };
+        bell.handle.get_or_init(|| handle);
+        Ok(bell)
+    }
+
+    pub(crate) fn ring(&self) {
+        match self.handle.get() {
+            Some(Handle::Async(handle)) => handle.send(),
+            Some(Handle::Function(function)) => call(*function),
+            None => {}
+        }
+    }
+
+    /// On the environment's thread.
+    pub(crate) fn refer(&self) -> Result<()> {
+        match self.handle.get() {
+            // SAFETY: JavaScript calls this, so it is the thread of the environment and of its loop.
+            Some(Handle::Async(handle)) => unsafe { handle.refer() },
+            Some(Handle::Function(function)) => {
+                // SAFETY: as above.
+                let status = unsafe { sys::napi_ref_threadsafe_function(self.env, *function) };
+                check(status, "napi_ref_threadsafe_function")?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// On the environment's thread.
+    pub(crate) fn unrefer(&self) -> Result<()> {
+        match self.handle.get() {
+            // SAFETY: as in `refer`.
+            Some(Handle::Async(handle)) => unsafe { handle.unrefer() },
+            Some(Handle::Function(function)) => {
+                // SAFETY: as in `refer`.
+                let status = unsafe { sys::napi_unref_threadsafe_function(self.env, *function) };
+                check(status, "napi_unref_threadsafe_function")?;
+            }
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Lets go of the loop: an open handle would abort a worker. From the environment's cleanup hook, once, when no
+    /// thread rings any more. A threadsafe function is closed by Node itself.
+    pub(crate) fn close(&self) {
+        // SAFETY: the hook runs on the environment's thread, and its polls have been joined.
+        unsafe {
+            if let Some(Handle::Async(handle)) = self.handle.get() {
+                handle.close();
+            }
+            // They fail only for what is gone with the environment anyway.
+            sys::napi_async_destroy(self.env, self.context);
+            sys::napi_delete_reference(self.env, self.drain);
+        }
+    }
+
+    fn open_async(&'static self) -> Result<Option<Async>> {
+        let mut uv_loop = ptr::null_mut();
+        // SAFETY: on the environment's thread; the bell is never freed, and `woken` takes it for what it is.
+        unsafe {
+            check(sys::napi_get_uv_event_loop(self.env, &mut uv_loop), "napi_get_uv_event_loop")?;
+            Ok(Async::open(uv_loop.cast(), woken, ptr::from_ref(self).cast_mut().cast()))
+        }
+    }
+
+    fn create_function(&'static self, name: sys::napi_value) -> Result<sys::napi_threadsafe_function> {
+        let mut function = ptr::null_mut();
+        let none = ptr::null_mut();
+        // SAFETY: on the environment's thread; the context is never freed, and `called` takes it for what it is.
+        unsafe {
             let status = sys::napi_create_threadsafe_function(
-                env,
-                drain,
+                self.env,
+                none,
                 none,
                 name,
                 0,
                 1,
                 none.cast(),
                 None,
-                context,
-                Some(drain_now),
+                ptr::from_ref(self).cast_mut().cast(),
+                Some(called),
                 &mut function,
             );
             check(status, "napi_create_threadsafe_function")?;
-            check(sys::napi_unref_threadsafe_function(env, function), "napi_unref_threadsafe_function")?;
+            check(sys::napi_unref_threadsafe_function(self.env, function), "napi_unref_threadsafe_function")?;
         }
-        Ok(Bell(function))
+        Ok(function)
     }
 
-    pub(crate) fn ring(self) {
-        // SAFETY: see the Send impl. The queue is unbounded and holds at most one ring, for the core rings
-        // only when SCHEDULED goes from 0 to 1.
-        let status = unsafe {
-            let mode = sys::ThreadsafeFunctionCallMode::nonblocking;
-            sys::napi_call_threadsafe_function(self.0, ptr::null_mut(), mode)
-        };
-        // Closing is what the end of the environment looks like from here. Anything else would leave
-        // every connection silent, so it is not swallowed: the poll's panic tells JavaScript.
-        let is_sound = status == sys::Status::napi_ok || status == sys::Status::napi_closing;
-        assert!(is_sound, "napi_call_threadsafe_function failed: {status}");
-    }
-
-    pub(crate) fn refer(self, env: sys::napi_env) -> Result<()> {
-        // SAFETY: called on the thread of the environment that the function belongs to.
-        check(unsafe { sys::napi_ref_threadsafe_function(env, self.0) }, "napi_ref_threadsafe_function")
-    }
-
-    pub(crate) fn unrefer(self, env: sys::napi_env) -> Result<()> {
-        // SAFETY: called on the thread of the environment that the function belongs to.
-        check(unsafe { sys::napi_unref_threadsafe_function(env, self.0) }, "napi_unref_threadsafe_function")
+    /// # Safety
+    /// On the environment's thread.
+    unsafe fn drain(&self) {
+        // Acquire: pairs with JavaScript's Atomics.store of STOP, and with the cleanup hook's.
+        if self.stop.load(Ordering::Acquire) != 0 {
+            return;
+        }
+        let (mut scope, mut global, mut drain) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
+        // SAFETY: the environment has not stopped; the scope is closed before the frame ends.
+        unsafe {
+            if sys::napi_open_handle_scope(self.env, &mut scope) != sys::Status::napi_ok {
+                return;
+            }
+            let is_here = sys::napi_get_global(self.env, &mut global) == sys::Status::napi_ok
+                && sys::napi_get_reference_value(self.env, self.drain, &mut drain) == sys::Status::napi_ok;
+            if is_here {
+                let none = ptr::null();
+                let status =
+                    sys::napi_make_callback(self.env, self.context, global, drain, 0, none, ptr::null_mut());
+                if status != sys::Status::napi_ok {
+                    report_exception(self.env);
+                }
+            }
+            sys::napi_close_handle_scope(self.env, scope);
+        }
     }
 }
 
-unsafe extern "C" fn drain_now(
+unsafe extern "C" fn woken(handle: *mut c_void) {
+    // SAFETY: libuv calls this on the environment's thread, with the handle that `open_async` has made.
+    unsafe { (*data_of(handle).cast::<Bell>()).drain() }
+}
+
+unsafe extern "C" fn called(
     env: sys::napi_env,
-    drain: sys::napi_value,
-    stop: *mut c_void,
+    _function: sys::napi_value,
+    bell: *mut c_void,
     _data: *mut c_void,
 ) {
-    // SAFETY: the context is the static word that `Bell::new` was given.
-    let stop = unsafe { &*stop.cast::<AtomicU32>() };
-    // Acquire: pairs with JavaScript's Atomics.store of STOP. Without env the function is being torn down.
-    if env.is_null() || drain.is_null() || stop.load(Ordering::Acquire) != 0 {
-        return;
+    // Without env the function is being torn down.
+    if !env.is_null() {
+        // SAFETY: Node calls this on the environment's thread, with the context that `create_function` gave.
+        unsafe { (*bell.cast::<Bell>()).drain() }
     }
-    // SAFETY: Node calls this on the environment's thread, inside a handle and a callback scope.
-    unsafe {
-        let mut undefined = ptr::null_mut();
-        let mut result = ptr::null_mut();
-        if sys::napi_get_undefined(env, &mut undefined) != sys::Status::napi_ok {
-            return;
-        }
-        let status = sys::napi_call_function(env, undefined, drain, 0, ptr::null(), &mut result);
-        if status != sys::Status::napi_ok {
-            report_exception(env);
-        }
-    }
+}
+
+fn name(env: sys::napi_env) -> Result<sys::napi_value> {
+    let (mut name, text) = (ptr::null_mut(), c"netpoll");
+    let length = text.count_bytes() as isize;
+    // SAFETY: env is that of the running call, and `text` as long as it says.
+    let status = unsafe { sys::napi_create_string_utf8(env, text.as_ptr(), length, &mut name) };
+    check(status, "napi_create_string_utf8")?;
+    Ok(name)
+}
+
+fn call(function: sys::napi_threadsafe_function) {
+    // SAFETY: see the Send impl. The queue is unbounded and holds at most one ring, for the core rings
+    // only when SCHEDULED goes from 0 to 1.
+    let status = unsafe {
+        let mode = sys::ThreadsafeFunctionCallMode::nonblocking;
+        sys::napi_call_threadsafe_function(function, ptr::null_mut(), mode)
+    };
+    // Closing is what the end of the environment looks like from here. Anything else would leave
+    // every connection silent, so it is not swallowed: the poll's panic tells JavaScript.
+    let is_sound = status == sys::Status::napi_ok || status == sys::Status::napi_closing;
+    assert!(is_sound, "napi_call_threadsafe_function failed: {status}");
 }
 
 /// An exception that left `drain` would be lost with this frame: it becomes an uncaught one.

@@ -37,7 +37,7 @@ pub struct Environment {
     table: Arc<BlockTable>,
     pins: Arc<PinTable>,
     borders: Vec<Border>,
-    bell: Bell,
+    bell: &'static Bell,
     servers: Mutex<HashMap<u32, Arc<Server>>>,
     pinned: Mutex<HashMap<u32, Pinned>>,
 }
@@ -69,16 +69,16 @@ impl Environment {
         let borders = borders(&env, &options)?;
         let table = BlockTable::new(memory_limit(field::<f64>(&options, "maxMemory")?));
         let pins = PinTable::new();
-        let bell = Bell::new(env.raw(), doorbell.raw(), stop)?;
+        let bell = Bell::new(env.raw(), doorbell.raw(), stop, field::<bool>(&options, "libuv")?)?;
         let ring = Doorbell::new(scheduled, Arc::new(move || bell.ring()));
         let manager = PollManager::start(&borders, &ring, &table, &pins).map_err(system_error)?;
         let manager = Arc::new(manager);
-        // After the threadsafe function was made: hooks run last in, first out, so the threads that ring it
-        // are gone before it is.
+        // After the bell was made: hooks run last in, first out, so the threads that ring it are gone before it is.
         env.add_env_cleanup_hook(manager.clone(), move |manager| {
             // Release: pairs with the Acquire of a ring that is still under way.
             stop.store(1, Ordering::Release);
             manager.join();
+            bell.close();
         })?;
         let (servers, pinned) = Default::default();
         Ok(Environment { manager, table, pins, borders, bell, servers, pinned })
@@ -117,14 +117,14 @@ impl Environment {
 
     /// Keeps the process alive from now on.
     #[napi(js_name = "ref", catch_unwind)]
-    pub fn refer(&self, env: Env) -> Result<()> {
-        self.bell.refer(env.raw())
+    pub fn refer(&self) -> Result<()> {
+        self.bell.refer()
     }
 
     /// Lets the process end from now on.
     #[napi(js_name = "unref", catch_unwind)]
-    pub fn unrefer(&self, env: Env) -> Result<()> {
-        self.bell.unrefer(env.raw())
+    pub fn unrefer(&self) -> Result<()> {
+        self.bell.unrefer()
     }
 
     /// Holds the bytes for one SEND_PIN; -1 without memory.

@@ -7,6 +7,7 @@ mod environment;
 mod shapes;
 mod shared_memory;
 mod status;
+mod uv;
 
 use napi_derive::napi;
 

@@ -20,8 +20,9 @@ pub use libc::{
 #[cfg(test)]
 pub use libc::{EMFILE, ENFILE, ENOBUFS, ENOMEM};
 
+use std::ffi::{c_void, CStr};
 use std::mem::MaybeUninit;
-use std::ptr;
+use std::ptr::{self, NonNull};
 
 /// A libc call whose negative result means failure, as an `io::Result`. It is repeated while a signal
 /// interrupts it. The caller writes the `unsafe` and says why the arguments are right.
@@ -52,6 +53,12 @@ pub fn descriptor_limit() -> u64 {
     }
 }
 
+/// The function or variable of this name in the running program or one of its libraries.
+pub fn symbol(name: &CStr) -> Option<NonNull<c_void>> {
+    // SAFETY: the name ends with a zero; looking it up in what is loaded already runs no code of it.
+    NonNull::new(unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) })
+}
+
 /// Blocks all signals on the calling thread. A native thread does this first, so that Node's own
 /// threads get every signal of the process.
 pub fn block_signals() {
@@ -67,6 +74,11 @@ pub fn block_signals() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_symbol_is_found_where_there_is_one() {
+        assert!(symbol(c"getpid").is_some() && symbol(c"there is no such function").is_none());
+    }
 
     #[test]
     fn the_descriptor_limit_is_one_that_a_process_can_live_with() {
