@@ -1,6 +1,5 @@
 import {
   abortSignal,
-  boolean,
   callback,
   checkOptions,
   integer,
@@ -11,13 +10,20 @@ import {
 import { Connection } from './connection.js'
 import { environment } from './environment.js'
 import { NetpollError } from './errors.js'
-import type { Limits, OnConnect, OnDisconnect, OnRequest } from './handlers.js'
+import {
+  CONNECTION_OPTIONS,
+  limitsOf,
+  type ConnectionOptions,
+  type Limits,
+  type OnConnect,
+  type OnDisconnect,
+  type OnRequest,
+} from './handlers.js'
 import { Listener } from './listener.js'
 import type { ServeOptions } from './native.js'
 import type { Poll } from './poll.js'
 
-/** Sizes in bytes (up to 2^31-1), times in milliseconds (0 = none, the default). */
-export interface EventLoopOptions<Ctx> {
+export interface EventLoopOptions<Ctx> extends ConnectionOptions {
   /**
    * Called before anything is delivered; what it returns is the connection's context. It may set timeouts and add
    * close callbacks; close() rejects the connection.
@@ -28,22 +34,6 @@ export interface EventLoopOptions<Ctx> {
   onDisconnect?: OnDisconnect<Ctx>
   /** A handler threw or rejected; its connection is closed. Without it the error is uncaught. */
   onError?: (error: unknown, connection: Connection<Ctx>) => void
-  /** Bounds each wait of a Reader, and the time in which bytes that a handler has left see no progress. */
-  readTimeout?: number
-  /** Bounds the time in which pending output makes no progress; then the connection is reset. */
-  writeTimeout?: number
-  /** Closes a connection that has neither traffic, a pending handler nor pending output. */
-  idleTimeout?: number
-  /** The peer's FIN does not end the connection; end() or close() does. Default: false. */
-  allowHalfOpen?: boolean
-  /** Unread bytes at which reading stops. A wait or a handler that needs more raises it. Default: 1 MiB. */
-  readHighWaterMark?: number
-  /** The longest message that can be waited for. Default: 64 MiB. */
-  maxReadBytes?: number
-  /** Pending output above which flush() is false and no request runs. Default: 1 MiB. */
-  writeHighWaterMark?: number
-  /** Pending output above which the connection fails. Default: 64 MiB. */
-  maxPendingBytes?: number
   /** One too many is accepted and closed at once. Default: no limit. */
   maxConnections?: number
   /** Its abort is shutdown({ timeout: 0 }). */
@@ -55,28 +45,17 @@ export interface ShutdownOptions {
   timeout?: number
 }
 
-const size = integer(1, MAX_SIZE)
-
 const OPTIONS = {
   onPrepare: callback,
   onConnect: callback,
   onDisconnect: callback,
   onError: callback,
-  readTimeout: milliseconds,
-  writeTimeout: milliseconds,
-  idleTimeout: milliseconds,
-  allowHalfOpen: boolean,
-  readHighWaterMark: size,
-  maxReadBytes: size,
-  writeHighWaterMark: size,
-  maxPendingBytes: size,
-  maxConnections: size,
+  ...CONNECTION_OPTIONS,
+  maxConnections: integer(1, MAX_SIZE),
   signal: abortSignal,
 }
 
 const SHUTDOWN_OPTIONS = { timeout: milliseconds }
-
-const MIB = 1 << 20
 
 /** Serves listeners: calls the handlers of their connections. */
 export class EventLoop {
@@ -111,17 +90,7 @@ export class EventLoop {
     private readonly onRequest: OnRequest<unknown> | undefined,
     options: EventLoopOptions<unknown>,
   ) {
-    const maxReadBytes = options.maxReadBytes ?? 64 * MIB
-    this.limits = {
-      readTimeout: options.readTimeout ?? 0,
-      writeTimeout: options.writeTimeout ?? 0,
-      idleTimeout: options.idleTimeout ?? 0,
-      allowHalfOpen: options.allowHalfOpen ?? false,
-      readHighWaterMark: Math.min(options.readHighWaterMark ?? MIB, maxReadBytes),
-      maxReadBytes,
-      writeHighWaterMark: options.writeHighWaterMark ?? MIB,
-      maxPendingBytes: options.maxPendingBytes ?? 64 * MIB,
-    }
+    this.limits = limitsOf(options)
     this.maxConnections = options.maxConnections ?? 0
     this.onPrepare = options.onPrepare
     this.onConnect = options.onConnect
