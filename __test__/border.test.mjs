@@ -86,7 +86,7 @@ test('completion records have the same kinds, names and arguments', (t) => {
   t.deepEqual(enums.Completion, firsts(table))
   const encoded = [
     ...rust.record.matchAll(
-      /Completion::(\w+) \{.*?\} => (?:record\((\d+), token, \[(.*?)\]\)|\[(\d+), (.*?)\])/g,
+      /Completion::(\w+) \{.*?\} => (?:\{\s+)?(?:record\((\d+), token, \[(.*?)\]\)|\[(\d+), (.*?)\])/g,
     ),
   ]
   const kinds = encoded.map(([, name, kind, , bare]) => [upper(name), Number(kind ?? bare)])
@@ -123,8 +123,9 @@ test('submission records have the same kinds, names and arguments', (t) => {
 
 test('causes, deadlines and options have the same numbers', (t) => {
   t.deepEqual(enums.Cause, numbers(rust.record, /const (\w+): Cause = Cause\((-\d+)\)/g))
-  const { WRITE_TIMEOUT, OUTPUT_LIMIT } = enums.Cause
+  const { WRITE_TIMEOUT, OUTPUT_LIMIT, DIAL_TIMEOUT } = enums.Cause
   t.true(prose.includes(`${WRITE_TIMEOUT} write timeout, ${OUTPUT_LIMIT} output limit`))
+  t.true(prose.includes(`${DIAL_TIMEOUT} dial timeout`))
 
   const deadlines = [...rust.record.matchAll(/Deadline::(\w+) => (\d+)/g)]
   t.deepEqual(

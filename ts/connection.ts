@@ -9,7 +9,7 @@ import { State } from './state.js'
 import type { Writer } from './writer.js'
 
 /**
- * A connection that a listener has accepted. Its own close(), reset() and passed limits end it: from then on every
+ * A connection that a listener has accepted or that was dialed. Its own close(), reset() and passed limits end it: from then on every
  * method throws ERR_NETPOLL_CONN_CLOSED or the limit's code. When the peer ends it, what has come can still be
  * read, writes are dropped, and waits reject with the cause.
  */
@@ -129,10 +129,14 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     this.extra().onDisconnect = onDisconnect as OnDisconnect<unknown>
   }
 
-  /** Called once, on every kind of end; the last one added is the first called. */
+  /** Called once, on every kind of end, also one that was before; the last one added is the first called. */
   addCloseCallback(onClose: (connection: Connection<Ctx>) => void): void {
     callback(onClose, 'onClose')
     this.refuse()
+    if ((this.state & State.FINISHED) !== 0) {
+      process.nextTick(() => this.notify(() => onClose(this)))
+      return
+    }
     const extras = this.extra()
     ;(extras.closeCallbacks ??= []).push(onClose as OnClose)
   }

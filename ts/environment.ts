@@ -26,6 +26,16 @@ export interface ListenerOwner {
   closedWith(error: NetpollError | null): void
 }
 
+/** Who waits for a dial: exactly one of these is called, once. */
+export interface PendingDial {
+  readonly poll: Poll | null
+  dialed(poll: Poll, slot: number, generation: number): void
+  /** `cause` and `address` are those of the DIALED record. */
+  failed(cause: number, address: number): void
+  /** The poll is gone. */
+  lost(): void
+}
+
 /** This Node environment (the main thread or a worker): its polls, its memory, and dispatch. */
 export class Environment {
   readonly native: NativeEnvironment
@@ -35,6 +45,8 @@ export class Environment {
   readonly servers = new Map<number, Server>()
   /** Served ones, by id. */
   readonly listeners = new Map<number, ListenerOwner>()
+  /** By the number given to native dial(). */
+  readonly dials = new Map<number, PendingDial>()
   /** A drain or a tick runs and will publish what is put. */
   draining = false
   /** SENDs after which a sleeping poll is rung in the midst of a drain: fewer when handlers are slow. */
@@ -101,8 +113,18 @@ export class Environment {
     this.endListener(id, cause === 0 ? null : systemError(cause, 'accept'))
   }
 
+  dialed(poll: Poll, slot: number, generation: number, number: number, cause: number, address: number): void {
+    const dial = this.dials.get(number)!
+    this.dials.delete(number)
+    if (cause === 0) dial.dialed(poll, slot, generation)
+    else dial.failed(cause, address)
+  }
+
   pollDied(poll: Poll): void {
     poll.dead = true
+    for (const [number, dial] of this.dials) {
+      if (dial.poll === poll && this.dials.delete(number)) dial.lost()
+    }
     for (const connection of poll.connections) connection?.lost('ERR_NETPOLL_POLL_DIED')
     for (const id of [...this.listeners.keys()])
       this.endListener(id, new NetpollError('ERR_NETPOLL_POLL_DIED'))

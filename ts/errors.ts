@@ -6,6 +6,7 @@ const MESSAGES = {
   ERR_NETPOLL_READ_TIMEOUT: 'The bytes did not come within the read timeout',
   ERR_NETPOLL_WRITE_TIMEOUT: 'Pending output made no progress within the write timeout',
   ERR_NETPOLL_IDLE_TIMEOUT: 'The connection had no traffic within the idle timeout',
+  ERR_NETPOLL_DIAL_TIMEOUT: 'No address has answered within the timeout',
   ERR_NETPOLL_SHUTDOWN_TIMEOUT: 'Connections were cut because the shutdown timeout had passed',
   ERR_NETPOLL_SHORT_READ: 'Fewer bytes are here than were asked for',
   ERR_NETPOLL_INPUT_LIMIT: 'A message is longer than maxReadBytes',
@@ -44,17 +45,18 @@ export interface SystemFields {
 }
 
 /**
- * The error of a failed system call as net makes it: "listen EADDRINUSE: address already in use 127.0.0.1:80". Port 0
- * is not told; a unix socket's is -1.
+ * The error of a failed system call as net makes it: "listen EADDRINUSE: address already in use 127.0.0.1:80", but
+ * "connect ECONNREFUSED 127.0.0.1:80". Port 0 is not told; a unix socket's is -1.
  */
 export function systemError(errno: number, syscall: string, address?: string, port?: number): NetpollError {
   const [code, message] = getSystemErrorMap().get(-errno) ?? [`E${errno}`, 'unknown error']
   const place =
     address === undefined ? '' : port !== undefined && port > 0 ? ` ${address}:${port}` : ` ${address}`
+  const what = syscall === 'connect' || syscall === 'bind' ? code : `${code}: ${message}`
   const fields: SystemFields = { errno: -errno, syscall }
   if (address !== undefined) fields.address = address
   if (port) fields.port = port
-  return new NetpollError(code, `${syscall} ${code}: ${message}${place}`, fields)
+  return new NetpollError(code, `${syscall} ${what}${place}`, fields)
 }
 
 /** What ends a connection from outside, so that a handler which fails with it is not to blame. */

@@ -1,9 +1,10 @@
 /** cloudwego/netpoll for Node: see README.md. */
 export { configure, type Configuration } from './configuration.js'
 export type { Connection } from './connection.js'
+export { Dialer, dialConnection, type DialOptions } from './dialer.js'
 export { NetpollError, type ErrorCode } from './errors.js'
 export { createEventLoop, type EventLoop, type EventLoopOptions, type ShutdownOptions } from './event_loop.js'
-export type { OnConnect, OnDisconnect, OnRequest } from './handlers.js'
+export type { ConnectionOptions, OnConnect, OnDisconnect, OnRequest } from './handlers.js'
 export {
   createListener,
   listen,

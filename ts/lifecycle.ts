@@ -44,7 +44,8 @@ export class Lifecycle<Ctx = unknown> {
   input: Input | null = null
   /** @internal */
   output: Output | null = null
-  private scope: AsyncResource | null = null
+  /** @internal The asynchronous context of its handlers. */
+  scope: AsyncResource | null = null
   private extras: Extras | null = null
   /** @internal */
   idleTimeout: number
@@ -76,7 +77,7 @@ export class Lifecycle<Ctx = unknown> {
 
   // ---- records of the poll
 
-  /** @internal ACCEPT */
+  /** @internal ACCEPT, DIALED */
   prepare(): void {
     this.poll.environment.hold()
     this.poll.connections[this.slot] = this.self
@@ -323,7 +324,8 @@ export class Lifecycle<Ctx = unknown> {
     this.loop.connectionFinished()
   }
 
-  private notify(callback: () => unknown): void {
+  /** @internal */
+  notify(callback: () => unknown): void {
     try {
       const result = this.inScope(callback)
       if (isThenable(result)) void result.then(undefined, (error) => this.report(error, true, true))

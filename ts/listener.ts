@@ -41,7 +41,8 @@ const OPTIONS = {
   unlink: boolean,
 }
 
-const checkNetwork = oneOf('tcp', 'tcp4', 'tcp6', 'unix')
+/** @internal */
+export const checkNetwork = oneOf('tcp', 'tcp4', 'tcp6', 'unix')
 
 /** As in net: what Server.address() answers. */
 export interface AddressInfo {
@@ -145,7 +146,8 @@ function check(network: unknown, address: unknown, options: unknown): void {
   checkOptions(options, OPTIONS)
 }
 
-function addressError(failure: AddressFailure): NetpollError {
+/** @internal */
+export function addressError(failure: AddressFailure): NetpollError {
   return new NetpollError('ERR_NETPOLL_ADDRESS', failure.reason)
 }
 

@@ -50,6 +50,26 @@ export interface ServeOptions {
   announceAccept: boolean
 }
 
+/** Times in milliseconds, 0 = none. */
+export interface DialSettings {
+  network: string
+  address: string
+  /** IP addresses of the host, if that is a name. */
+  resolved: string[]
+  localAddress: string | undefined
+  noDelay: boolean
+  timeout: number
+  writeTimeout: number
+  idleTimeout: number
+  readHighWaterMark: number
+}
+
+/** Which poll works at a dial, and what DIALED calls the addresses. */
+export interface DialStart {
+  poll: number
+  endpoints: Endpoint[]
+}
+
 /** Of a connection; a unix socket has family 1 and the path ('' when the peer has none) in `address`. */
 export interface Addresses {
   remote: Endpoint
@@ -105,6 +125,8 @@ export interface NativeEnvironment {
   unpin(pin: number): void
   /** The host name that has to be resolved before listen() can take the address, or null. */
   hostToResolve(network: string, address: string): string | null | AddressFailure
+  /** The same for an address to dial and a local one to dial from. */
+  hostToDial(network: string, address: string, local: string | undefined): string | null | AddressFailure
   listen(
     network: string,
     address: string,
@@ -112,6 +134,10 @@ export interface NativeEnvironment {
   ): ListenSuccess | SystemFailure | AddressFailure
   serve(listener: number, options: ServeOptions): void
   closeListener(listener: number): void
+  /** DIALED with this number tells what came of it. */
+  dial(dial: number, settings: DialSettings): DialStart | AddressFailure
+  /** DIALED still comes. */
+  cancelDial(poll: number, dial: number): void
   addresses(poll: number, slot: number): Addresses
   stats(): NativeStats
   /** Of process 'exit': stops the polls and waits for them for at most 50 ms. */

@@ -177,6 +177,15 @@ export class Poll {
         return this.environment.native.unpin(slot)
       case Completion.LISTENER:
         return this.environment.listenerClosed(slot, words[at + 3]!)
+      case Completion.DIALED:
+        return this.environment.dialed(
+          this,
+          slot,
+          words[at + 2]!,
+          words[at + 3]!,
+          words[at + 4]!,
+          words[at + 5]!,
+        )
     }
   }
 }

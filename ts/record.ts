@@ -38,6 +38,7 @@ export const enum Completion {
   UNPIN = 6,
   TIMEOUT = 7,
   LISTENER = 8,
+  DIALED = 9,
 }
 
 export const enum Submission {
@@ -72,6 +73,7 @@ export const enum Cause {
   WRITE_TIMEOUT = -1,
   OUTPUT_LIMIT = -2,
   INPUT_LIMIT = -3,
+  DIAL_TIMEOUT = -4,
 }
 
 export const enum Status {

@@ -11,6 +11,9 @@ use socket2::SockAddr;
 /// The longest path, or abstract name, that fits a unix address: 108 bytes less one NUL.
 const UNIX_MAX: usize = 107;
 
+/// Addresses of one name that are tried; a resolver may give many.
+const MAX_ADDRESSES: usize = 64;
+
 /// What a network and an address text mean.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -118,6 +121,82 @@ pub fn host_to_resolve(network: &str, address: &str) -> Result<Option<String>, A
     match parse(network, address)? {
         Target::Inet { host: Host::Name(name), .. } => Ok(Some(name)),
         _ => Ok(None),
+    }
+}
+
+/// The same for an address to dial. Also checks the address to dial from.
+pub fn host_to_dial(
+    network: &str,
+    address: &str,
+    local: Option<&str>,
+) -> Result<Option<String>, AddressError> {
+    let local = local.map(|local| Local::parse(network, local)).transpose()?;
+    match parse(network, address)? {
+        Target::Inet { host: Host::Name(name), .. } => Ok(Some(name)),
+        target => dial_addresses(&target, &[], local.as_ref()).map(|_| None),
+    }
+}
+
+/// What to connect to for a target, in the order in which it is tried: the families take turns. No host is
+/// 'localhost'. `resolved` are the addresses of a name; those that `local` cannot reach are left out.
+pub fn dial_addresses(
+    target: &Target,
+    resolved: &[String],
+    local: Option<&Local>,
+) -> Result<Vec<SockAddr>, AddressError> {
+    let (hosts, port, only) = match target {
+        Target::Inet { host: Host::Name(_), port, only } => {
+            (resolved.iter().filter_map(|ip| ip.parse().ok()).collect(), port, *only)
+        }
+        Target::Inet { host, port, only } => (dial_hosts(host), port, *only),
+        Target::Path(_) | Target::Abstract(_) => return listen_addresses(target),
+    };
+    let addresses = interleave(hosts).into_iter().map(|ip| SocketAddr::new(ip, *port));
+    let fits = |address: &SocketAddr| {
+        only.is_none_or(|only| only == Family::of(&address.ip()))
+            && local.is_none_or(|local| local.ip_for(&address.ip()).is_some())
+    };
+    let addresses = addresses.filter(fits).take(MAX_ADDRESSES).map(SockAddr::from).collect::<Vec<_>>();
+    match addresses.is_empty() {
+        true => Err(AddressError::WrongFamily),
+        false => Ok(addresses),
+    }
+}
+
+/// The address that a dialed connection comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Local {
+    host: Host,
+    /// 0 lets the kernel choose one.
+    pub(crate) port: u16,
+}
+
+impl Local {
+    /// Reads `host`, `host:port`, or `[v6]:port`.
+    pub fn parse(network: &str, text: &str) -> Result<Local, AddressError> {
+        let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+        let target = match bare.parse::<IpAddr>() {
+            Ok(IpAddr::V4(ip)) => parse(network, &format!("{ip}:0")),
+            Ok(IpAddr::V6(ip)) => parse(network, &format!("[{ip}]:0")),
+            Err(_) if text.contains(':') => parse(network, text),
+            Err(_) => parse(network, &format!("{text}:0")),
+        };
+        match target? {
+            Target::Inet { host: Host::Name(_), .. } => Err(AddressError::Unresolved),
+            Target::Inet { host, port, .. } => Ok(Local { host, port }),
+            Target::Path(_) | Target::Abstract(_) => Err(AddressError::WrongFamily),
+        }
+    }
+
+    /// What to bind to before connecting to `remote`.
+    pub(crate) fn address_for(&self, remote: &SockAddr) -> Option<SockAddr> {
+        let ip = self.ip_for(&remote.as_socket()?.ip())?;
+        Some(SocketAddr::new(ip, self.port).into())
+    }
+
+    fn ip_for(&self, remote: &IpAddr) -> Option<IpAddr> {
+        let family = Family::of(remote);
+        listen_hosts(&self.host, Some(family)).ok()?.into_iter().find(|ip| Family::of(ip) == family)
     }
 }
 
@@ -284,6 +363,21 @@ fn listen_hosts(host: &Host, only: Option<Family>) -> Result<Vec<IpAddr>, Addres
         None if *host == Host::Localhost => vec![v4],
         None => vec![v6, v4],
     })
+}
+
+fn dial_hosts(host: &Host) -> Vec<IpAddr> {
+    match host {
+        Host::Ip(ip) => vec![*ip],
+        _ => vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+    }
+}
+
+/// The families in turns, beginning with the first address (RFC 8305, section 4).
+fn interleave(hosts: Vec<IpAddr>) -> Vec<IpAddr> {
+    let is_first = |ip: &IpAddr| hosts.first().is_some_and(|first| first.is_ipv4() == ip.is_ipv4());
+    let (first, second): (Vec<_>, Vec<_>) = hosts.iter().copied().partition(is_first);
+    let pairs = first.len().max(second.len());
+    (0..pairs).flat_map(|pair| [first.get(pair), second.get(pair)]).flatten().copied().collect()
 }
 
 fn unix_address(name: &[u8]) -> Result<Vec<SockAddr>, AddressError> {

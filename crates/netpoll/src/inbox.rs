@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::acceptor::Accepted;
+use crate::dialer::Request;
 use crate::listener::Listener;
 use crate::server::Server;
 
@@ -12,6 +13,8 @@ pub(crate) enum Command {
     Serve(Arc<Listener>, Arc<Server>),
     CloseListener(u32),
     Adopt(Accepted),
+    Dial(Box<Request>),
+    CancelDial(u32),
     Crash,
 }
 

@@ -13,7 +13,9 @@
 //!    [`link_buffer`], `io` gathers up to 32 of them in a [`barrier`] and hands them to `sendmsg`, and DONE
 //!    gives the block back to its table.
 //!
-//! [`connection`], [`link_buffer`], [`ring`] and [`timers`] do no I/O and are given the time; only [`sys`]
+//! A connection may also begin here: a [`dialer`] connects to several addresses, a [`race`] says when.
+//!
+//! [`connection`], [`link_buffer`], [`race`], [`ring`] and [`timers`] do no I/O and are given the time; only [`sys`]
 //! speaks to libc.
 
 mod acceptor;
@@ -23,6 +25,7 @@ mod block;
 mod border;
 mod connection;
 mod counters;
+mod dialer;
 mod inbox;
 mod intake;
 mod io;
@@ -32,6 +35,7 @@ mod operators;
 mod pin;
 mod poll;
 mod poll_manager;
+mod race;
 mod ready_list;
 mod record;
 mod ring;
@@ -41,13 +45,14 @@ mod thread_driver;
 mod timers;
 mod token;
 
-pub use address::{decode as decode_endpoint, host_to_resolve, AddressError, Endpoint};
+pub use address::{decode as decode_endpoint, host_to_dial, host_to_resolve, AddressError, Endpoint};
 pub use block::{Block, BlockTable, Chunk, CHUNK_SIZE};
 pub use border::{Border, Doorbell};
 pub use connection::Limits;
 pub use counters::PollStats;
+pub use dialer::DialOptions;
 pub use listener::{ListenError, ListenOptions};
 pub use pin::PinTable;
-pub use poll_manager::{Listening, PollManager};
+pub use poll_manager::{Dialing, Listening, PollManager};
 pub use server::Server;
 pub use sys::{descriptor_limit, memory_limit, symbol};

@@ -23,11 +23,13 @@ use crate::sys;
 use crate::timers::Timers;
 use crate::token::{Subject, Token};
 
-use self::scarcity::{Scarcity, SCARCITY_DELAY};
-
+mod dials;
 mod listeners;
 mod scarcity;
 mod submissions;
+
+use dials::Dials;
+use scarcity::{Scarcity, SCARCITY_DELAY};
 
 /// How much one turn does of each kind, so that none starves the others.
 #[derive(Clone, Copy, Debug)]
@@ -67,7 +69,7 @@ const MAX_EVENTS: usize = 16 * 1024;
 /// How long an ACCEPT that nobody asked to hear of may wait for a record that rings anyway.
 const ACCEPT_DELAY: Duration = Duration::from_millis(5);
 
-/// Entries that the timers may hold beyond two for each connection before the stale ones are dropped.
+/// Entries that the timers may hold beyond two for each connection and dial before the stale ones are dropped.
 const TIMER_SLACK: usize = 1024;
 
 /// What the polls of an environment share.
@@ -94,6 +96,7 @@ pub(crate) struct Poll {
     ready: ReadyList,
     dirty: VecDeque<Token>,
     acceptors: Vec<Acceptor>,
+    dials: Dials,
     timers: Timers,
     /// When the bell must ring for ACCEPTs that may wait.
     announce_at: Option<Instant>,
@@ -123,6 +126,7 @@ impl Poll {
             ready: ReadyList::default(),
             dirty: VecDeque::new(),
             acceptors: Vec::new(),
+            dials: Dials::default(),
             timers: Timers::default(),
             announce_at: None,
             scarcity: Scarcity::default(),
@@ -139,6 +143,7 @@ impl Poll {
         self.take_commands(now);
         self.collect()?;
         self.take_events();
+        self.take_dial_events(now);
         self.transmit_dirty(now);
         if self.io.is_backlogged() {
             // JavaScript may have made room; then reading goes on in this turn.
@@ -233,6 +238,7 @@ impl Poll {
                         acceptor.is_ready = true;
                     }
                 }
+                Subject::Dial(id, attempt) => self.dials.told.push((id, attempt)),
                 Subject::Connection(token) => match self.operators.get_mut(token) {
                     Some(operator) => {
                         take_event(operator, event, &mut self.io, &mut self.dirty);
@@ -301,13 +307,15 @@ impl Poll {
     // ---- time, memory, the bell
 
     fn expire_deadlines(&mut self, now: Instant) {
-        if self.timers.len() > 2 * self.operators.open() as usize + TIMER_SLACK {
+        let owners = self.operators.open() as usize + self.dials.len();
+        if self.timers.len() > 2 * owners + TIMER_SLACK {
             self.drop_stale_timers();
         }
         while let Some(key) = self.timers.pop_due(now) {
             match Subject::unpack(key) {
                 Subject::Listener(id) => self.rearm(id),
                 Subject::Connection(token) => self.expire(token, now),
+                Subject::Dial(id, _) => self.expire_dial(id, now),
                 Subject::Waker => {}
             }
         }
@@ -315,11 +323,12 @@ impl Poll {
 
     /// Entries of connections that are no more, and of deadlines that have become earlier since.
     fn drop_stale_timers(&mut self) {
-        let operators = &mut self.operators;
+        let (operators, dials) = (&mut self.operators, &self.dials);
         self.timers.retain(|at, key| match Subject::unpack(key) {
             Subject::Connection(token) => operators
                 .get_mut(token)
                 .is_some_and(|operator| operator.connection.deadlines.armed == Some(at)),
+            Subject::Dial(id, _) => dials.is_armed(id, at),
             Subject::Listener(_) | Subject::Waker => true,
         });
     }

@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::address::Endpoint;
+use crate::address::{AddressError, Endpoint};
 use crate::block::BlockTable;
 use crate::border::{Border, Doorbell};
 use crate::counters::{Counters, PollStats};
+use crate::dialer::{DialOptions, Request};
 use crate::inbox::{Command, Inboxes};
 use crate::listener::{ListenError, ListenOptions, Listener};
 use crate::pin::PinTable;
@@ -56,6 +57,15 @@ pub struct Listening {
     pub descriptor: i32,
     /// The address it is bound to.
     pub endpoint: Endpoint,
+}
+
+/// A dial that a poll works at.
+#[derive(Clone, Debug)]
+pub struct Dialing {
+    /// The number of that poll.
+    pub poll: usize,
+    /// The addresses, as DIALED numbers them.
+    pub endpoints: Vec<Endpoint>,
 }
 
 impl PollManager {
@@ -131,6 +141,27 @@ impl PollManager {
         if let Some(poll) = entry.poll {
             self.inboxes.send(poll, Command::CloseListener(listener));
         }
+    }
+
+    /// Lets a poll connect; a DIALED record with this `id` tells what came of it. `address` is a network and a text,
+    /// `resolved` the IP addresses of its host if that is a name.
+    pub fn dial(
+        &self,
+        id: u32,
+        address: (&str, &str),
+        resolved: &[String],
+        options: DialOptions,
+        server: Server,
+    ) -> Result<Dialing, AddressError> {
+        let request = Request::new(id, address, resolved, options, server)?;
+        let (poll, endpoints) = (self.inboxes.pick(), request.endpoints());
+        self.inboxes.send(poll, Command::Dial(Box::new(request)));
+        Ok(Dialing { poll, endpoints })
+    }
+
+    /// Makes an end of a dial, if there still is none.
+    pub fn cancel_dial(&self, poll: usize, id: u32) {
+        self.inboxes.send(poll, Command::CancelDial(id));
     }
 
     /// Counters of each poll.

@@ -21,6 +21,14 @@ impl Cause {
     pub const OUTPUT_LIMIT: Cause = Cause(-2);
     /// Memory had run out, and this connection had the longest unfinished message.
     pub const INPUT_LIMIT: Cause = Cause(-3);
+    /// No address of a dial has answered in time.
+    pub const DIAL_TIMEOUT: Cause = Cause(-4);
+    /// Nobody listens there.
+    pub(crate) const REFUSED: Cause = Cause(crate::sys::ECONNREFUSED);
+    /// There is no slot, or no descriptor, left.
+    pub(crate) const EXHAUSTED: Cause = Cause(crate::sys::EMFILE);
+    /// JavaScript does not want it any more.
+    pub(crate) const CANCELED: Cause = Cause(crate::sys::ECANCELED);
 
     /// The errno of a failed system call.
     pub(crate) fn of(error: &std::io::Error) -> Cause {
@@ -52,6 +60,7 @@ pub(crate) enum Completion {
     Unpin { pin: u32 },
     Timeout { token: Token, which: Deadline, sequence: u32 },
     Listener { id: u32, cause: Cause },
+    Dialed { token: Token, dial: u32, cause: Cause, place: u32 },
 }
 
 /// A record from JavaScript to the poll.
@@ -91,6 +100,9 @@ impl Completion {
             Completion::Unpin { pin } => [6, pin, 0, 0, 0, 0, 0, 0],
             Completion::Timeout { token, which, sequence } => record(7, token, [which.encode(), sequence, 0]),
             Completion::Listener { id, cause } => [8, id, 0, cause.0 as u32, 0, 0, 0, 0],
+            Completion::Dialed { token, dial, cause, place } => {
+                record(9, token, [dial, cause.0 as u32, place])
+            }
         }
     }
 }

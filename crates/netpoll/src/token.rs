@@ -16,14 +16,17 @@ pub(crate) enum Subject {
     Connection(Token),
     /// The index of one of the poll's listeners, by the listener's id.
     Listener(u32),
+    /// A dial and one of its attempts, by their numbers.
+    Dial(u32, u16),
     Waker,
 }
 
 const LISTENER: u64 = 1 << 63;
+const DIAL: u64 = 3 << 62;
 const WAKER: u64 = u64::MAX;
 
 impl Token {
-    /// The highest generation; the next one is 1 again. The bit above it tells listeners apart.
+    /// The highest generation; the next one is 1 again. The bit above it tells all others apart.
     pub const MAX_GENERATION: u32 = (1 << 31) - 1;
 
     /// The generation that follows this one in the same slot.
@@ -37,6 +40,7 @@ impl Subject {
         match self {
             Subject::Connection(token) => u64::from(token.generation) << 32 | u64::from(token.slot),
             Subject::Listener(id) => LISTENER | u64::from(id),
+            Subject::Dial(id, attempt) => DIAL | u64::from(attempt) << 32 | u64::from(id),
             Subject::Waker => WAKER,
         }
     }
@@ -44,6 +48,8 @@ impl Subject {
     pub(crate) fn unpack(packed: u64) -> Subject {
         if packed == WAKER {
             Subject::Waker
+        } else if packed & DIAL == DIAL {
+            Subject::Dial(packed as u32, (packed >> 32) as u16)
         } else if packed & LISTENER != 0 {
             Subject::Listener(packed as u32)
         } else {
@@ -64,7 +70,13 @@ mod tests {
     #[test]
     fn subjects_survive_packing() {
         let token = Token { slot: u32::MAX, generation: Token::MAX_GENERATION };
-        for subject in [Subject::Connection(token), Subject::Listener(7), Subject::Waker] {
+        for subject in [
+            Subject::Connection(token),
+            Subject::Listener(u32::MAX),
+            Subject::Dial(u32::MAX, u16::MAX),
+            Subject::Dial(7, 0),
+            Subject::Waker,
+        ] {
             assert_eq!(Subject::unpack(subject.pack()), subject);
         }
     }

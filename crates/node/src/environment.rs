@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use napi::bindgen_prelude::{Array, Either3, FromNapiValue, Function, Null, Object, Unknown};
+use napi::bindgen_prelude::{Array, FromNapiValue, Function, Object, Unknown};
 use napi::{sys, Env, Error, JsValue, Result, Status};
 use napi_derive::napi;
 use netpoll::{Block, BlockTable, Border, Doorbell, PinTable, PollManager, Server};
 
 use crate::doorbell::Bell;
 use crate::shapes::{
-    listen_outcome, AddressFailure, Addresses, EndpointShape, EnvironmentStats, ListenOutcome,
-    ListenSettings, ServeOptions,
+    dial_outcome, host_outcome, listen_outcome, Addresses, DialOutcome, DialSettings, EndpointShape,
+    EnvironmentStats, HostOutcome, ListenOutcome, ListenSettings, ServeOptions,
 };
 use crate::shared_memory::{bytes_of, hold, let_go, map, words_of};
 
@@ -156,12 +156,14 @@ impl Environment {
 
     /// The host name in an address that a resolver has to turn into a literal first.
     #[napi(catch_unwind)]
-    pub fn host_to_resolve(&self, network: String, address: String) -> Either3<String, Null, AddressFailure> {
-        match netpoll::host_to_resolve(&network, &address) {
-            Ok(Some(host)) => Either3::A(host),
-            Ok(None) => Either3::B(Null),
-            Err(error) => Either3::C(AddressFailure { reason: error.to_string() }),
-        }
+    pub fn host_to_resolve(&self, network: String, address: String) -> HostOutcome {
+        host_outcome(netpoll::host_to_resolve(&network, &address))
+    }
+
+    /// The same for an address to dial, and a local one to dial from.
+    #[napi(catch_unwind)]
+    pub fn host_to_dial(&self, network: String, address: String, local: Option<String>) -> HostOutcome {
+        host_outcome(netpoll::host_to_dial(&network, &address, local.as_deref()))
     }
 
     /// Binds and listens.
@@ -186,6 +188,20 @@ impl Environment {
     #[napi(catch_unwind)]
     pub fn close_listener(&self, listener: u32) {
         self.manager.close_listener(listener);
+    }
+
+    /// Lets a poll connect; DIALED tells what came of it.
+    #[napi(catch_unwind)]
+    pub fn dial(&self, dial: u32, settings: DialSettings) -> DialOutcome {
+        let address = (settings.network.as_str(), settings.address.as_str());
+        let (options, server) = (settings.options(), settings.server());
+        dial_outcome(self.manager.dial(dial, address, &settings.resolved, options, server))
+    }
+
+    /// Makes an end of a dial that is under way.
+    #[napi(catch_unwind)]
+    pub fn cancel_dial(&self, poll: u32, dial: u32) {
+        self.manager.cancel_dial(poll as usize, dial);
     }
 
     /// Both ends of the connection in a slot.

@@ -1,8 +1,11 @@
 //! The objects that go in and out of the calls: `ts/native.ts` is their TypeScript side.
 
-use napi::bindgen_prelude::Either3;
+use napi::bindgen_prelude::{Either, Either3, Null};
 use napi_derive::napi;
-use netpoll::{Endpoint, Limits, ListenError, ListenOptions, Listening, PollStats, Server};
+use netpoll::{
+    AddressError, DialOptions, Dialing, Endpoint, Limits, ListenError, ListenOptions, Listening, PollStats,
+    Server,
+};
 use std::time::Duration;
 
 /// Options of a listener; what is missing has the default of the public API.
@@ -106,6 +109,69 @@ impl ServeOptions {
     }
 }
 
+/// What is dialed, and what the connection starts with; times in milliseconds, 0 is none.
+#[napi(object)]
+#[derive(Debug)]
+pub struct DialSettings {
+    pub network: String,
+    pub address: String,
+    pub resolved: Vec<String>,
+    pub local_address: Option<String>,
+    pub no_delay: bool,
+    pub timeout: u32,
+    pub write_timeout: u32,
+    pub idle_timeout: u32,
+    pub read_high_water_mark: u32,
+}
+
+impl DialSettings {
+    pub(crate) fn options(&self) -> DialOptions {
+        let local = self.local_address.clone();
+        DialOptions { no_delay: self.no_delay, timeout: timeout(self.timeout), local }
+    }
+
+    pub(crate) fn server(&self) -> Server {
+        let limits = Limits {
+            read_high_water_mark: self.read_high_water_mark,
+            idle_timeout: timeout(self.idle_timeout),
+            write_timeout: timeout(self.write_timeout),
+        };
+        Server::new(0, limits, 0, true)
+    }
+}
+
+/// A dial that a poll works at.
+#[napi(object)]
+#[derive(Debug)]
+pub struct DialStart {
+    pub poll: u32,
+    pub endpoints: Vec<EndpointShape>,
+}
+
+/// What `dial` answers.
+pub type DialOutcome = Either<DialStart, AddressFailure>;
+
+pub(crate) fn dial_outcome(outcome: Result<Dialing, AddressError>) -> DialOutcome {
+    match outcome {
+        Ok(Dialing { poll, endpoints }) => {
+            let endpoints = endpoints.into_iter().map(Into::into).collect();
+            Either::A(DialStart { poll: poll as u32, endpoints })
+        }
+        Err(error) => Either::B(AddressFailure { reason: error.to_string() }),
+    }
+}
+
+/// What an address says of its host.
+pub type HostOutcome = Either3<String, Null, AddressFailure>;
+
+pub(crate) fn host_outcome(outcome: Result<Option<String>, AddressError>) -> HostOutcome {
+    match outcome {
+        Ok(Some(host)) => Either3::A(host),
+        Ok(None) => Either3::B(Null),
+        Err(error) => Either3::C(AddressFailure { reason: error.to_string() }),
+    }
+}
+
 fn timeout(milliseconds: u32) -> Option<Duration> {
     (milliseconds > 0).then(|| Duration::from_millis(u64::from(milliseconds)))
 }
@@ -123,7 +189,13 @@ impl EndpointShape {
     pub(crate) fn decode(words: [u32; 6]) -> EndpointShape {
         let endpoint = netpoll::decode_endpoint(words);
         let unknown = Endpoint { family: Endpoint::UNIX, address: String::new(), port: 0 };
-        let Endpoint { family, address, port } = endpoint.unwrap_or(unknown);
+        endpoint.unwrap_or(unknown).into()
+    }
+}
+
+impl From<Endpoint> for EndpointShape {
+    fn from(endpoint: Endpoint) -> EndpointShape {
+        let Endpoint { family, address, port } = endpoint;
         EndpointShape { family, address, port }
     }
 }

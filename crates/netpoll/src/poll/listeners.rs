@@ -8,7 +8,7 @@ use crate::connection::Connection;
 use crate::inbox::Command;
 use crate::operators::Parts;
 use crate::record::{Cause, Completion};
-use crate::token::Subject;
+use crate::token::{Subject, Token};
 
 impl Poll {
     pub(super) fn take_commands(&mut self, now: Instant) {
@@ -17,6 +17,8 @@ impl Poll {
                 Command::Serve(listener, server) => self.serve(Acceptor::new(listener, server)),
                 Command::CloseListener(id) => self.drop_listener(id, Cause::ORDERLY),
                 Command::Adopt(accepted) => self.adopt(accepted, now),
+                Command::Dial(request) => self.dial(*request, now),
+                Command::CancelDial(id) => self.cancel_dial(id),
                 Command::Crash => crash(),
             }
         }
@@ -41,6 +43,16 @@ impl Poll {
     }
 
     fn adopt(&mut self, accepted: Accepted, now: Instant) {
+        let server = accepted.server.clone();
+        let Some(token) = self.enter(accepted, now) else { return };
+        self.io.counters.accepts.add(1);
+        self.announce(Completion::Accept { token, server: server.id }, server.announce_accept, now);
+        self.attend(token);
+    }
+
+    /// Gives a connection a slot, of which JavaScript is to be told before `attend`. `None`, and it is closed,
+    /// when every slot is taken.
+    pub(super) fn enter(&mut self, accepted: Accepted, now: Instant) -> Option<Token> {
         let Accepted { descriptor, remote, local, is_unix, server } = accepted;
         let connection = Connection::new(&server.limits, now);
         let parts = Parts { connection, server: server.clone(), descriptor, is_unix };
@@ -49,9 +61,15 @@ impl Poll {
             border.open_slot(token, remote, local);
             border.status(token)
         };
-        let Some(token) = self.operators.insert(parts, open) else { return server.dismiss() };
-        self.io.counters.accepts.add(1);
-        self.announce(Completion::Accept { token, server: server.id }, server.announce_accept, now);
+        let token = self.operators.insert(parts, open);
+        if token.is_none() {
+            server.dismiss();
+        }
+        token
+    }
+
+    /// From now on events and deadlines tell of the connection.
+    pub(super) fn attend(&mut self, token: Token) {
         let Some(operator) = self.operators.get_mut(token) else { return };
         arm(&mut self.timers, operator);
         if let Err(error) = self.io.register(operator) {

@@ -1,0 +1,105 @@
+//! The poll's dials: what events and time bring them, and how the winner becomes a connection.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use super::Poll;
+use crate::acceptor::Accepted;
+use crate::dialer::{Dial, Progress, Request};
+use crate::race::{Failure, Place};
+use crate::record::{Cause, Completion};
+use crate::token::{Subject, Token};
+
+/// The place of our own address in a DIALED record.
+const LOCAL: u32 = u32::MAX;
+
+/// A failed dial has no connection.
+const NOBODY: Token = Token { slot: 0, generation: 0 };
+
+#[derive(Debug, Default)]
+pub(super) struct Dials {
+    by_id: HashMap<u32, Dial>,
+    /// Attempts of which an event has told in this turn.
+    pub(super) told: Vec<(u32, u16)>,
+}
+
+impl Dials {
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    pub(super) fn is_armed(&self, id: u32, at: Instant) -> bool {
+        self.by_id.get(&id).is_some_and(|dial| dial.armed == Some(at))
+    }
+}
+
+impl Poll {
+    pub(super) fn dial(&mut self, request: Request, now: Instant) {
+        let id = request.id;
+        self.dials.by_id.insert(id, Dial::new(request, now));
+        self.advance_dial(id, now);
+    }
+
+    /// Each dial has one answer: this one, unless it was given already.
+    pub(super) fn cancel_dial(&mut self, id: u32) {
+        if let Some(dial) = self.dials.by_id.get_mut(&id) {
+            dial.drop_attempts(&self.io.registry);
+            self.lose(id, Failure { cause: Cause::CANCELED, place: Place::Local });
+        }
+    }
+
+    pub(super) fn take_dial_events(&mut self, now: Instant) {
+        for place in 0..self.dials.told.len() {
+            let Some((id, attempt)) = self.dials.told.get(place).copied() else { break };
+            let Some(dial) = self.dials.by_id.get_mut(&id) else { continue };
+            match dial.take_event(usize::from(attempt), &self.io.registry, now) {
+                Some(won) => self.win(id, won, now),
+                None => self.advance_dial(id, now),
+            }
+        }
+        self.dials.told.clear();
+    }
+
+    pub(super) fn expire_dial(&mut self, id: u32, now: Instant) {
+        let Some(dial) = self.dials.by_id.get_mut(&id) else { return };
+        if dial.armed.is_some_and(|armed| armed > now) {
+            // An entry from before something became due earlier: another one looks at what is left.
+            return;
+        }
+        dial.armed = None;
+        self.advance_dial(id, now);
+    }
+
+    fn advance_dial(&mut self, id: u32, now: Instant) {
+        let Some(dial) = self.dials.by_id.get_mut(&id) else { return };
+        match dial.advance(&self.io.registry, now) {
+            Progress::Won(won) => self.win(id, won, now),
+            Progress::Lost(failure) => self.lose(id, failure),
+            Progress::Racing => {
+                let Some(at) = dial.due() else { return };
+                if dial.armed.is_none_or(|armed| at < armed) {
+                    dial.armed = Some(at);
+                    self.timers.arm(at, Subject::Dial(id, 0).pack());
+                }
+            }
+        }
+    }
+
+    fn win(&mut self, id: u32, won: Accepted, now: Instant) {
+        let Some(token) = self.enter(won, now) else {
+            return self.lose(id, Failure { cause: Cause::EXHAUSTED, place: Place::Remote(0) });
+        };
+        self.dials.by_id.remove(&id);
+        self.io.tell(Completion::Dialed { token, dial: id, cause: Cause::ORDERLY, place: 0 });
+        self.attend(token);
+    }
+
+    fn lose(&mut self, id: u32, Failure { cause, place }: Failure) {
+        self.dials.by_id.remove(&id);
+        let place = match place {
+            Place::Remote(address) => address as u32,
+            Place::Local => LOCAL,
+        };
+        self.io.tell(Completion::Dialed { token: NOBODY, dial: id, cause, place });
+    }
+}
