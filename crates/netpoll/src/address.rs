@@ -519,6 +519,94 @@ mod tests {
         listen("tcp", "127.0.0.9:0", &["127.0.0.9:0"]);
     }
 
+    #[track_caller]
+    fn dial(network: &str, address: &str, resolved: &[&str], local: Option<&str>, expected: &[&str]) {
+        let resolved = resolved.iter().map(|ip| ip.to_string()).collect::<Vec<_>>();
+        let local = local.map(|local| Local::parse(network, local).unwrap());
+        let addresses =
+            dial_addresses(&parse(network, address).unwrap(), &resolved, local.as_ref()).unwrap_or_default();
+        let text = |address: &SockAddr| address.as_socket().unwrap().to_string();
+        assert_eq!(addresses.iter().map(text).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn the_families_of_a_name_take_turns_beginning_with_the_resolvers_first() {
+        let six = ["::1", "::2", "::3"];
+        let mixed = [&six[..], &["1.1.1.1"]].concat();
+        dial("tcp", "a:8", &mixed, None, &["[::1]:8", "1.1.1.1:8", "[::2]:8", "[::3]:8"]);
+        dial("tcp", "a:8", &["1.1.1.1", "1.1.1.2", "::1"], None, &["1.1.1.1:8", "[::1]:8", "1.1.1.2:8"]);
+        dial("tcp4", "a:8", &mixed, None, &["1.1.1.1:8"]);
+        dial("tcp6", "a:8", &mixed, None, &["[::1]:8", "[::2]:8", "[::3]:8"]);
+        dial("tcp", "a:8", &["nonsense", "1.1.1.1"], None, &["1.1.1.1:8"]);
+        dial("tcp", "a:8", &[], None, &[]);
+        assert_eq!(
+            dial_addresses(&parse("tcp", "a:8").unwrap(), &vec!["::1".into(); 1000], None).unwrap().len(),
+            64
+        );
+    }
+
+    #[test]
+    fn no_host_and_localhost_are_this_machine_and_a_literal_is_itself() {
+        for host in ["", "localhost"] {
+            dial("tcp", &format!("{host}:8"), &[], None, &["127.0.0.1:8", "[::1]:8"]);
+            dial("tcp4", &format!("{host}:8"), &[], None, &["127.0.0.1:8"]);
+            dial("tcp6", &format!("{host}:8"), &[], None, &["[::1]:8"]);
+        }
+        dial("tcp", "[fe80::1]:8", &["1.1.1.1"], None, &["[fe80::1]:8"]);
+    }
+
+    #[test]
+    fn a_local_address_leaves_only_what_it_can_reach() {
+        dial("tcp", "localhost:8", &[], Some("127.0.0.2"), &["127.0.0.1:8"]);
+        dial("tcp", "localhost:8", &[], Some("[::1]:9"), &["[::1]:8"]);
+        dial("tcp", "localhost:8", &[], Some(":9"), &["127.0.0.1:8", "[::1]:8"]);
+        let wrong = host_to_dial("tcp", "127.0.0.1:8", Some("::1"));
+        assert_eq!(wrong, Err(AddressError::WrongFamily));
+    }
+
+    #[test]
+    fn a_local_address_is_a_host_with_or_without_a_port() {
+        for (text, expected) in [
+            ("127.0.0.1", "127.0.0.1:0"),
+            ("127.0.0.1:7", "127.0.0.1:7"),
+            ("::1", "[::1]:0"),
+            ("[::1]", "[::1]:0"),
+            ("[::1]:7", "[::1]:7"),
+            ("localhost", "127.0.0.1:0"),
+            ("localhost:7", "127.0.0.1:7"),
+            (":7", "0.0.0.0:7"),
+        ] {
+            let remote = if expected.starts_with('[') { "[::1]:1" } else { "127.0.0.1:1" };
+            let remote = SockAddr::from(remote.parse::<SocketAddr>().unwrap());
+            let bound = Local::parse("tcp", text).unwrap().address_for(&remote).unwrap();
+            assert_eq!(bound.as_socket().unwrap().to_string(), expected, "{text}");
+        }
+        for (network, text, error) in [
+            ("tcp", "name", AddressError::Unresolved),
+            ("tcp", "name:7", AddressError::Unresolved),
+            ("tcp", "127.0.0.1:", AddressError::InvalidPort),
+            ("tcp", "127.0.0.1:65536", AddressError::InvalidPort),
+            ("tcp", "[127.0.0.1", AddressError::InvalidHost),
+            ("tcp", "1::2::3:7", AddressError::TooManyColons),
+            ("tcp4", "::1", AddressError::WrongFamily),
+            ("tcp6", "127.0.0.1", AddressError::WrongFamily),
+            ("unix", "/run/app.sock", AddressError::WrongFamily),
+        ] {
+            assert_eq!(Local::parse(network, text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_name_to_dial_needs_a_resolver() {
+        assert_eq!(host_to_dial("tcp", "db:1", None), Ok(Some("db".into())));
+        for (network, address) in
+            [("tcp", "localhost:1"), ("tcp", ":1"), ("tcp6", "[::1]:1"), ("unix", "@db")]
+        {
+            assert_eq!(host_to_dial(network, address, None), Ok(None));
+        }
+        assert_eq!(host_to_dial("tcp", "db:1", Some("db")), Err(AddressError::Unresolved));
+    }
+
     #[test]
     fn an_endpoint_survives_the_address_table() {
         for (text, family) in [("1.2.3.4:80", 4), ("[1:2:3:4:5:6:7:8]:65535", 6), ("[::ffff:1.2.3.4]:0", 6)] {

@@ -290,6 +290,27 @@ mod tests {
         }
     }
 
+    fn dial(manager: &PollManager, id: u32, address: &str) -> Dialing {
+        let options = DialOptions { no_delay: true, timeout: None, local: None };
+        let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
+        manager.dial(id, ("tcp", address), &[], options, Server::new(0, limits, 0, true)).unwrap()
+    }
+
+    #[test]
+    fn dials_are_spread_over_the_polls_and_join_closes_what_came_of_them() {
+        let manager = start(2);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let polls = [0, 1, 2, 3].map(|id| dial(&manager, id, &address).poll);
+        assert_eq!(polls, [0, 1, 0, 1]);
+        let mut peers = [(); 4].map(|()| listener.accept().unwrap().0);
+        until("all are connected", || open_connections(&manager) == [2, 2]);
+        manager.join();
+        for peer in &mut peers {
+            assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+        }
+    }
+
     #[test]
     fn connections_are_spread_over_the_polls() {
         let manager = start(2);

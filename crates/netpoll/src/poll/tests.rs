@@ -7,6 +7,7 @@ mod bell;
 mod closing;
 mod deadlines;
 mod desk;
+mod dialing;
 mod memory;
 mod peer;
 mod reading;

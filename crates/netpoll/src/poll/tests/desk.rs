@@ -14,6 +14,7 @@ use crate::block::BlockTable;
 use crate::border::{Border, Doorbell};
 use crate::connection::Limits;
 use crate::counters::{Counters, PollStats};
+use crate::dialer::{DialOptions, Request};
 use crate::inbox::{Command, Inboxes};
 use crate::listener::{ListenOptions, Listener};
 use crate::operators::Operator;
@@ -113,6 +114,14 @@ pub(super) struct Book {
     is_told_to_end: bool,
 }
 
+/// What a DIALED record has told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Dialed {
+    pub(super) dial: u32,
+    pub(super) cause: i32,
+    pub(super) place: i32,
+}
+
 /// A slot's status entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Status {
@@ -152,11 +161,13 @@ pub(super) struct Desk {
     pub(super) now: Instant,
     pub(super) budget: Budget,
     pub(super) manners: Manners,
-    /// In the order of their ACCEPTs.
+    /// In the order of their ACCEPTs and DIALEDs.
     pub(super) books: Vec<Book>,
     pub(super) unpinned: Vec<u32>,
     /// Listeners that are closed, and why.
     pub(super) fallen: Vec<(u32, i32)>,
+    /// Answers to dials.
+    pub(super) dialed: Vec<Dialed>,
     pub(super) listeners: Vec<Arc<Listener>>,
     scheduled: &'static AtomicU32,
     bells: Arc<AtomicU32>,
@@ -199,6 +210,7 @@ impl Desk {
             books: Vec::new(),
             unpinned: Vec::new(),
             fallen: Vec::new(),
+            dialed: Vec::new(),
             listeners: Vec::new(),
             scheduled,
             bells,
@@ -250,6 +262,22 @@ impl Desk {
         let book = self.books.len();
         self.until("a connection is accepted", |desk| desk.books.len() > book);
         (peer, book)
+    }
+
+    /// Lets the first poll dial, in its next turn.
+    pub(super) fn dial(&mut self, id: u32, address: (&str, &str), resolved: &[&str], options: DialOptions) {
+        let resolved = resolved.iter().map(|ip| ip.to_string()).collect::<Vec<_>>();
+        let server = Server::new(0, self.server.limits, 0, true);
+        let request = Request::new(id, address, &resolved, options, server).unwrap();
+        self.inboxes.send(0, Command::Dial(Box::new(request)));
+    }
+
+    /// The answer to the dial.
+    #[track_caller]
+    pub(super) fn until_dialed(&mut self, id: u32) -> Dialed {
+        let find = |desk: &Desk| desk.dialed.iter().copied().find(|dialed| dialed.dial == id);
+        self.until("the dial is answered", |desk| find(desk).is_some());
+        find(self).unwrap()
     }
 
     // ---- time
@@ -347,6 +375,7 @@ impl Desk {
             1 => self.note_accept(poll, Token { slot, generation }, first),
             6 => self.note_unpin(slot),
             8 => self.fallen.push((slot, first as i32)),
+            9 => self.note_dialed(poll, Token { slot, generation }, [first, second, third]),
             _ => {
                 let book =
                     *self.seats[poll].slots.get(&slot).expect("only slots that were given away are named");
@@ -370,6 +399,21 @@ impl Desk {
 
     fn note_accept(&mut self, poll: usize, token: Token, server: u32) {
         assert_eq!(server, self.server.id);
+        self.open_book(poll, token);
+    }
+
+    fn note_dialed(&mut self, poll: usize, token: Token, [dial, cause, place]: [u32; 3]) {
+        assert!(self.dialed.iter().all(|dialed| dialed.dial != dial), "a dial is answered once");
+        let (cause, place) = (cause as i32, place as i32);
+        self.dialed.push(Dialed { dial, cause, place });
+        if cause == 0 {
+            self.open_book(poll, token);
+        } else {
+            assert_eq!(token, Token { slot: 0, generation: 0 }, "what has failed has no slot");
+        }
+    }
+
+    fn open_book(&mut self, poll: usize, token: Token) {
         let book = self.books.len();
         assert_eq!(
             self.seats[poll].slots.insert(token.slot, book),
@@ -622,7 +666,7 @@ impl Desk {
         assert_eq!(endpoints.iter().map(held_sockets).sum::<usize>(), 0, "descriptors are closed");
         assert!(self.pins.is_empty(), "{:?}", self.pins);
         for seat in &mut self.seats {
-            assert_eq!(seat.poll.operators.open(), 0);
+            assert_eq!((seat.poll.operators.open(), seat.poll.dials.len()), (0, 0));
             assert!(seat.poll.operators.has_room(), "every slot is free again");
             seat.poll.io.intake.release();
         }
@@ -740,12 +784,21 @@ pub(super) fn held_sockets(endpoint: &Endpoint) -> usize {
     if endpoint.family == Endpoint::UNIX {
         return unix_sockets(&endpoint.address);
     }
-    let port = format!(":{:04X}", endpoint.port);
+    tcp_sockets(1, endpoint.port)
+}
+
+/// Sockets, of whoever holds them, that are connected to the port or on their way there.
+pub(super) fn held_clients(port: u16) -> usize {
+    tcp_sockets(2, port)
+}
+
+fn tcp_sockets(field: usize, port: u16) -> usize {
+    let port = format!(":{port:04X}");
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
     let is_held = |line: &&str| {
-        let mut fields = line.split_whitespace();
+        let fields = line.split_whitespace().collect::<Vec<_>>();
         // The kernel keeps a socket that is closed for a while; it has no inode then.
-        fields.nth(1).is_some_and(|local| local.ends_with(&port)) && fields.nth(7) != Some("0")
+        fields.get(field).is_some_and(|address| address.ends_with(&port)) && fields.get(9) != Some(&"0")
     };
     table.lines().filter(is_held).count()
 }

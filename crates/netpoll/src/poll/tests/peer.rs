@@ -1,7 +1,7 @@
 //! The other end of a connection.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -26,6 +26,13 @@ impl Peer {
         socket.connect(to).unwrap();
         socket.set_nonblocking(true).unwrap();
         Peer(socket)
+    }
+
+    /// Who has connected to a listener of the test's own.
+    pub(super) fn accept(listener: &TcpListener) -> Peer {
+        let (stream, _) = listener.accept().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        Peer(stream.into())
     }
 
     /// What can be read now: nothing is `None`, the end is empty.
