@@ -73,6 +73,10 @@ export class Input extends Reader {
     this.connection.inputConsumed()
   }
 
+  protected override emptied(): void {
+    if (this.finished) this.connection.inputConsumed()
+  }
+
   /** Bytes ever delivered, modulo 2^32. */
   get received(): number {
     return (this.consumed + this.unread) | 0

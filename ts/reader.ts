@@ -355,9 +355,15 @@ export class Reader {
     }
   }
 
+  /** Nothing is left to read now. */
+  protected emptied(): void {}
+
   private retireHead(head: Segment): void {
     this.head = head.next
-    if (head.next === null) this.tail = null
+    if (head.next === null) {
+      this.tail = null
+      this.emptied()
+    }
     if (this.viewed) {
       head.next = this.held
       this.held = head
