@@ -110,7 +110,7 @@ export class Lifecycle<Ctx = unknown> {
   /** @internal CLOSED */
   closedWith(cause: number): void {
     if (cause < 0) {
-      const code = CAUSES[cause as Cause]
+      const code = CAUSES[cause as keyof typeof CAUSES]
       if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, code)
       // Also of output that was to go out before the end of a close().
       else this.ending = code
@@ -463,7 +463,7 @@ export class Lifecycle<Ctx = unknown> {
   }
 }
 
-const CAUSES: Record<Cause, ErrorCode> = {
+const CAUSES: Record<Exclude<Cause, Cause.DIAL_TIMEOUT>, ErrorCode> = {
   [Cause.WRITE_TIMEOUT]: 'ERR_NETPOLL_WRITE_TIMEOUT',
   [Cause.OUTPUT_LIMIT]: 'ERR_NETPOLL_OUTPUT_LIMIT',
   [Cause.INPUT_LIMIT]: 'ERR_NETPOLL_INPUT_LIMIT',
