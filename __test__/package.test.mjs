@@ -15,6 +15,13 @@ test('CommonJS and ES module importers share one native instance', async (t) => 
   t.is(nativeModules, 1)
 })
 
+test('netpoll/mux is the same to both kinds of importers, and takes the connections of both', async (t) => {
+  const { names, differing, received } = JSON.parse(await node('__test__/fixtures/mux_importers.mjs'))
+  t.deepEqual(names, ['ShardQueue'])
+  t.deepEqual(differing, [])
+  t.is(received, 'imported, required')
+})
+
 const importers = {
   commonjs: `const { createEventLoop, createListener } = require('netpoll')`,
   module: `import { createEventLoop, createListener } from 'netpoll'`,
@@ -51,10 +58,12 @@ test('the types hold for both kinds of importers', async (t) => {
   await t.notThrowsAsync(run(join(project, 'node_modules/.bin/tsc'), ...options, ...consumers))
 })
 
-test('nothing but the entry and package.json can be imported', async (t) => {
+test('nothing but the entries and package.json can be imported', async (t) => {
   const { name } = (await import('netpoll/package.json', { with: { type: 'json' } })).default
   t.is(name, 'netpoll')
-  await t.throwsAsync(import('netpoll/dist/index.js'), { code: 'ERR_PACKAGE_PATH_NOT_EXPORTED' })
+  for (const path of ['dist/index.js', 'mux.js', 'dist/shard_queue.js']) {
+    await t.throwsAsync(import(`netpoll/${path}`), { code: 'ERR_PACKAGE_PATH_NOT_EXPORTED' })
+  }
 })
 
 test('the published files are the built ones, without sources and tests', async (t) => {
@@ -66,6 +75,8 @@ test('the published files are the built ones, without sources and tests', async 
     'dist/index.js',
     'index.d.ts',
     'index.js',
+    'mux.d.ts',
+    'mux.js',
     'native.js',
     'package.json',
   ]

@@ -291,12 +291,12 @@ export class Lifecycle<Ctx = unknown> {
     this.report(error, rejected, ended)
   }
 
-  /** To onError, or else where the process sees it, unless a peer could bring that about. */
-  private report(error: unknown, rejected: boolean, ended: boolean): void {
+  /** @internal To onError, or else where the process sees it, unless a peer could bring that about. */
+  report(error: unknown, rejected: boolean, ended: boolean): void {
     const { onError } = this.loop
     if (onError !== undefined) {
       try {
-        this.scope!.runInAsyncScope(onError, undefined, error, this.self)
+        this.asyncScope().runInAsyncScope(onError, undefined, error, this.self)
       } catch (thrown) {
         throwLater(thrown)
       }
@@ -335,8 +335,11 @@ export class Lifecycle<Ctx = unknown> {
   }
 
   private inScope(step: Step): unknown {
-    const scope = (this.scope ??= new AsyncResource('NETPOLL'))
-    return scope.runInAsyncScope(step, this.self)
+    return this.asyncScope().runInAsyncScope(step, this.self)
+  }
+
+  private asyncScope(): AsyncResource {
+    return (this.scope ??= new AsyncResource('NETPOLL'))
   }
 
   // ---- the end

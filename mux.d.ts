@@ -1,0 +1,1 @@
+export * from './dist/shard_queue.js'
