@@ -55,6 +55,14 @@ test('without Rust it says so, and how to get it', (t) => {
   t.deepEqual(calls, [])
 })
 
+test('the tests against netpoll in Go are skipped without Go, and say so', (t) => {
+  const env = { ...process.env, PATH: t.context.clone }
+  const program = join(project, '__test__/interop/run.mjs')
+  const { status, stdout } = spawnSync(process.execPath, [program], { env, encoding: 'utf8' })
+  t.is(status, 0)
+  t.is(stdout, 'skipped: there is no go on the PATH\n\n0 passed, 0 failed\n')
+})
+
 test('with an old Rust it names both versions and the command that helps', (t) => {
   const { status, stderr, calls } = setup(t.context.clone, {
     cargo: '1.95.0',
