@@ -3,7 +3,7 @@
 import { spawn } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { connect } from 'node:net'
+import { connect, createServer } from 'node:net'
 import { buffer, text } from 'node:stream/consumers'
 import test from 'ava'
 
@@ -81,6 +81,57 @@ test('the RPC server hangs up on a frame that is too long, and serves on', async
   t.deepEqual(await buffer(socket), frame({ result: 2 }))
 })
 
+test('the multiplexed RPC client gets all its answers, each when it is done', async (t) => {
+  const { child, port } = await serve(t, 'mux.mjs')
+  const client = run(t, process.execPath, ['examples/mux-client.mjs', String(port)])
+  const [output, [code]] = await Promise.all([text(client.stdout), once(client, 'exit')])
+  const [first, second, ...rest] = output.trim().split('\n')
+  t.deepEqual([first, second], ['add: 3', 'divide: error: no method divide'], 'not held up by the slow one')
+  t.deepEqual(rest.toSorted(), ['a thousand sums: 1998', 'later: hello'])
+  t.is(code, 0)
+  child.kill('SIGINT')
+  t.deepEqual(await once(child, 'exit'), [0, null])
+})
+
+test('calls of the multiplexed RPC client fail when the connection ends, and without a server it says so', async (t) => {
+  const server = createServer((socket) => void socket.once('data', () => socket.resetAndDestroy()))
+  await once(server.listen(0, '127.0.0.1'), 'listening')
+  const { port } = server.address()
+  const lost = run(t, process.execPath, ['examples/mux-client.mjs', String(port)])
+  const [output, [code]] = await Promise.all([text(lost.stdout), once(lost, 'exit')])
+  t.regex(output, /^later: error: .*ECONNRESET/m)
+  t.regex(output, /^a thousand sums: error: .*ECONNRESET/m)
+  t.is(code, 1)
+  await once(server.close(), 'close')
+  const alone = run(t, process.execPath, ['examples/mux-client.mjs', String(port)])
+  t.regex(await text(alone.stderr), /ECONNREFUSED/)
+})
+
+test('the multiplexed RPC server answers what is done first, and all of it to a client that has finished', async (t) => {
+  const { port } = await serve(t, 'mux.mjs')
+  const socket = connect({ port, host: '127.0.0.1', allowHalfOpen: true })
+  const quick = Array.from({ length: 3000 }, (_, index) => index + 1)
+  const calls = [numbered(0, { method: 'later', params: [100, 'late'] })]
+  for (const number of quick) calls.push(numbered(number, { method: 'add', params: [number, 1] }))
+  socket.end(Buffer.concat(calls))
+  const bytes = await buffer(socket)
+  t.is(bytes.readUInt32BE(4), 1, 'the one that was called first takes its time')
+  const late = numbered(0, { result: 'late' })
+  const at = bytes.indexOf(late)
+  const inOrder = Buffer.concat([bytes.subarray(0, at), bytes.subarray(at + late.length)])
+  t.deepEqual(inOrder, Buffer.concat(quick.map((number) => numbered(number, { result: number + 1 }))))
+})
+
+test('the multiplexed RPC server hangs up on a frame that is too long, and serves on', async (t) => {
+  const { port } = await serve(t, 'mux.mjs')
+  const rude = connect(port, '127.0.0.1').on('error', () => {})
+  rude.write(Buffer.concat([numbered(1, { method: 'later', params: [50, 1] }), Buffer.alloc(8, 0xff)]))
+  await once(rude.resume(), 'close')
+  const socket = connect(port, '127.0.0.1')
+  socket.end(numbered(2, { method: 'add', params: [1, 1] }))
+  t.deepEqual(await buffer(socket), numbered(2, { result: 2 }))
+})
+
 test('the relay joins two clients of a room, both ways, until both have ended', async (t) => {
   const { port } = await serve(t, 'proxy.mjs')
   const [left, right] = [randomBytes(4 * 1024 * 1024), randomBytes(4 * 1024 * 1024)]
@@ -97,6 +148,14 @@ function frame(body) {
   const bytes = Buffer.from(JSON.stringify(body))
   const head = Buffer.alloc(4)
   head.writeUInt32BE(bytes.length)
+  return Buffer.concat([head, bytes])
+}
+
+function numbered(number, body) {
+  const bytes = Buffer.from(JSON.stringify(body))
+  const head = Buffer.alloc(8)
+  head.writeUInt32BE(4 + bytes.length, 0)
+  head.writeUInt32BE(number, 4)
   return Buffer.concat([head, bytes])
 }
 
