@@ -164,6 +164,18 @@ mod tests {
     }
 
     #[test]
+    fn empty_pieces_among_others_are_passed_over() {
+        let (a, b) = tcp_pair();
+        let (mut first, mut second, mut third) = (*b"first line", *b"second line", *b"third line");
+        let pieces = [IoVec::EMPTY, iovec(&mut first), iovec(&mut second), iovec(&mut third)];
+        assert_eq!(send_vectored(a.as_fd(), &pieces).unwrap(), 31);
+        let (mut ten, mut eleven, mut rest) = ([0; 10], [0; 11], [0; 10]);
+        let room = [IoVec::EMPTY, iovec(&mut ten), iovec(&mut eleven), iovec(&mut rest)];
+        assert_eq!(read_vectored(b.as_fd(), &room).unwrap(), 31);
+        assert_eq!((&ten, &eleven, &rest), (b"first line", b"second line", b"third line"));
+    }
+
+    #[test]
     fn one_piece_is_sent_and_received_alone() {
         let (a, b) = tcp_pair();
         let (mut hello, mut into) = (*b"hello", [0; 5]);

@@ -274,6 +274,21 @@ fn a_range_that_was_given_back_cannot_be_sent() {
 }
 
 #[test]
+fn no_delay_is_on_from_the_start_and_can_be_cleared() {
+    let mut desk = Desk::default();
+    let address = desk.listen();
+    let (_peer, book) = desk.connect(&address);
+    for (value, expected) in [(None, true), (Some(0), false), (Some(1), true)] {
+        if let Some(value) = value {
+            desk.put(book, OPTION, [1, value, 0]);
+            desk.turn();
+        }
+        let descriptor = desk.operator(book).descriptor();
+        assert_eq!(socket2::SockRef::from(&descriptor).tcp_nodelay().unwrap(), expected);
+    }
+}
+
+#[test]
 fn options_reach_the_socket() {
     let mut desk = Desk::default();
     let address = desk.listen();
