@@ -162,8 +162,8 @@ test('TestConnectionTimeout: the deadline of a read is a signal, past it a read 
   const waiting = reader.waitRead(KIB)
   await send(peer, Buffer.alloc(KIB))
   await waiting
-  const signal = AbortSignal.timeout(50)
   const begin = performance.now()
+  const signal = AbortSignal.timeout(50)
   await t.throwsAsync(reader.waitRead(100 * KIB, { signal }), { any: true, name: 'TimeoutError' })
   t.true(performance.now() - begin >= 49)
   await t.throwsAsync(reader.waitRead(10 * KIB, { signal }), { any: true, name: 'TimeoutError' })
