@@ -41,7 +41,10 @@ export function configure(options: Configuration): void {
     throw new NetpollError('ERR_NETPOLL_UNSUPPORTED', "The driver 'loop' is not supported here")
   }
   if (configuration.inUse) {
-    throw new NetpollError('ERR_NETPOLL_INVALID_STATE', 'configure() comes before the first listener')
+    throw new NetpollError(
+      'ERR_NETPOLL_INVALID_STATE',
+      'configure() comes before the first listener or LinkBuffer',
+    )
   }
   configuration.maxMemory = options.maxMemory ?? configuration.maxMemory
   configuration.debug = options.debug ?? configuration.debug

@@ -156,6 +156,7 @@ export class Environment {
       throw error
     } finally {
       this.draining = false
+      this.memory.endTick()
       for (const poll of this.polls) poll.finish()
       if (more) setImmediate(this.drain)
     }
@@ -169,6 +170,7 @@ export class Environment {
       this.runReady()
     } finally {
       this.draining = false
+      this.memory.endTick()
       for (const poll of this.polls) poll.publish()
       if (this.ready.length !== 0) this.schedule()
     }

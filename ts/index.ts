@@ -1,6 +1,7 @@
 /** cloudwego/netpoll for Node: see README.md. */
 export { configure, type Configuration } from './configuration.js'
 export type { Connection } from './connection.js'
+export type { Delimiter } from './delimiter.js'
 export { Dialer, dialConnection, type DialOptions } from './dialer.js'
 export { NetpollError, type ErrorCode } from './errors.js'
 export { createEventLoop, type EventLoop, type EventLoopOptions, type ShutdownOptions } from './event_loop.js'
@@ -13,6 +14,7 @@ export {
   type ListenerOptions,
   type Network,
 } from './listener.js'
-export type { Delimiter, Reader, WaitOptions } from './reader.js'
+export { LinkBuffer } from './link_buffer.js'
+export type { Reader, WaitOptions } from './reader.js'
 export { stats, type PollStatistics, type Statistics } from './statistics.js'
 export type { Writer } from './writer.js'

@@ -1,32 +1,16 @@
-import { checkInteger, checkOptions } from './arguments.js'
 import { NetpollError } from './errors.js'
 import type { Lifecycle } from './lifecycle.js'
 import { foreignBlock } from './memory.js'
-import { Reader, WAIT_OPTIONS, type Delimiter, type WaitOptions } from './reader.js'
 import { Submission, Timer } from './record.js'
 import { Segment } from './segment.js'
+import { WaitingReader } from './wait.js'
 
 /** Unread bytes up to this many move to a block of the connection, so that the poll's shared one can go back. */
 const OWN_BLOCK = 4096
 
-/** A pending waitRead() (of `size` bytes) or waitUntil() (of `delimiter`). */
-class Wait {
-  constructor(
-    readonly size: number,
-    readonly delimiter: Delimiter | null,
-    readonly resolve: (size: number) => void,
-    readonly reject: (reason: unknown) => void,
-    readonly signal: AbortSignal | undefined,
-    readonly abort: () => void,
-  ) {}
-}
-
 /** The Reader of a connection: what the poll delivers, the waits, and the credit that lets the poll read on. */
-export class Input extends Reader {
-  /** The peer has finished sending. */
-  finished: boolean
+export class Input extends WaitingReader {
   readTimeout: number
-  wait: Wait | null = null
   /** The poll stops reading while delivered - credited >= mark. */
   private mark: number
   /** `consumed` as the poll knows it. */
@@ -46,23 +30,6 @@ export class Input extends Reader {
     this.finished = connection.hasEnded()
     this.readTimeout = connection.loop.limits.readTimeout
     this.mark = connection.loop.limits.readHighWaterMark
-  }
-
-  override get ended(): boolean {
-    return this.finished
-  }
-
-  override waitRead(n: number, options?: WaitOptions): Promise<void> {
-    checkInteger(n, 'n', 0, this.connection.loop.limits.maxReadBytes)
-    checkOptions(options, WAIT_OPTIONS)
-    if (this.refusal === '' && n <= this.unread) return Promise.resolve()
-    return this.begin(n, null, options?.signal) as Promise<unknown> as Promise<void>
-  }
-
-  override waitUntil(delimiter: Delimiter, options?: WaitOptions): Promise<number> {
-    checkOptions(options, WAIT_OPTIONS)
-    const end = this.refusal === '' ? this.find(delimiter) : -1
-    return end >= 0 ? Promise.resolve(end) : this.begin(0, delimiter, options?.signal)
   }
 
   override release(): void {
@@ -101,21 +68,6 @@ export class Input extends Reader {
       this.tail = tail.next = Segment.take(block, offset, offset + length)
     }
     this.unread += length
-  }
-
-  /** After news: a wait that is satisfied, or never can be, ends. */
-  progress(): void {
-    const { wait } = this
-    if (wait === null) return
-    const end =
-      wait.delimiter === null ? (wait.size <= this.unread ? wait.size : -1) : this.find(wait.delimiter)
-    if (end >= 0) this.endWait().resolve(end)
-    else if (this.finished) this.rejectWait(this.connection.failure())
-    else this.letRead(wait.size)
-  }
-
-  rejectWait(reason: unknown): void {
-    if (this.wait !== null) this.endWait().reject(reason)
   }
 
   /** The end of a handler; true when something has been consumed since the last one. */
@@ -170,43 +122,28 @@ export class Input extends Reader {
     this.replace(Segment.take(block, 0, size), size)
   }
 
-  private begin(size: number, delimiter: Delimiter | null, signal: AbortSignal | undefined): Promise<number> {
-    if (signal?.aborted) return Promise.reject(signal.reason as Error)
-    if (this.wait !== null) {
-      return Promise.reject(
-        new NetpollError('ERR_NETPOLL_INVALID_STATE', 'Another wait of this Reader is pending'),
-      )
-    }
-    if (this.refusal !== '' || this.finished) {
-      this.connection.inputConsumed()
-      return Promise.reject(this.connection.failure())
-    }
-    const promise = new Promise<number>((resolve, reject) => {
-      const abort = () => this.rejectWait(signal!.reason)
-      this.wait = new Wait(size, delimiter, resolve, reject, signal, abort)
-      signal?.addEventListener('abort', abort)
-    })
-    if (this.unread !== 0 && !this.viewed) this.compact()
-    this.letRead(size)
-    if (this.connection.poll.scarce) this.settle()
-    if (this.wait !== null) {
-      this.stalled = false
-      if (this.readTimeout !== 0) this.armTimer()
-      // A former wait's timer may still run.
-      else this.sequence = (this.sequence + 1) | 0
-    }
-    return promise
+  protected override get longest(): number {
+    return this.connection.loop.limits.maxReadBytes
   }
 
-  private endWait(): Wait {
-    const wait = this.wait!
-    this.wait = null
-    wait.signal?.removeEventListener('abort', wait.abort)
-    return wait
+  protected override failure(): NetpollError {
+    this.connection.inputConsumed()
+    return this.connection.failure()
+  }
+
+  protected override began(size: number): void {
+    if (this.unread !== 0 && !this.viewed) this.compact()
+    this.lacking(size)
+    if (this.connection.poll.scarce) this.settle()
+    if (this.wait === null) return
+    this.stalled = false
+    if (this.readTimeout !== 0) this.armTimer()
+    // A former wait's timer may still run.
+    else this.sequence = (this.sequence + 1) | 0
   }
 
   /** Sees to it that the poll reads on until a wait of `size` bytes (0 = unknown) can be satisfied. */
-  private letRead(size: number): void {
+  protected override lacking(size: number): void {
     const mark = Math.max(size, this.connection.loop.limits.readHighWaterMark)
     const uncredited = (this.consumed - this.credited) | 0
     if (size !== 0) {

@@ -1,5 +1,7 @@
+import { Estate } from './estate.js'
 import type { NativeEnvironment } from './native.js'
 import type { Poll } from './poll.js'
+import type { Reader } from './reader.js'
 import { Submission } from './record.js'
 
 /** Buffer with the methods that do not go through its argument checks. */
@@ -22,12 +24,29 @@ export const MAX_BLOCK = 1 << 20
 
 const OUTPUT_BLOCK = 64 << 10
 
+/** Slices that are looked at together, whether somebody still holds them. */
+const SLICES = 1024
+
+/** A mapping that users have views of, and the blocks that cannot go back before the last of them is collected. */
+class Retired {
+  collected = false
+
+  constructor(
+    readonly chunk: Chunk,
+    readonly blocks: Block[],
+  ) {}
+}
+
+const mappings = new FinalizationRegistry<Retired>((retired) => retired.chunk.collected(retired))
+
 /** 4 MiB of native memory, mapped twice: users get views of the one mapping and may detach it, never the other. */
 class Chunk {
   readonly bytes: Bytes
   readonly blocks: (Block | null)[]
   readonly shift: number
   private shared: ArrayBuffer
+  /** In the order in which they were given up: older views may be of blocks that were abandoned later. */
+  private readonly retired: Retired[] = []
 
   constructor(
     private readonly memory: Memory,
@@ -47,6 +66,21 @@ class Chunk {
   view(start: number, end: number): Buffer {
     if (this.shared.byteLength === 0) this.shared = this.memory.mapPublic(this)
     return new View(this.shared, start, end - start)
+  }
+
+  /** Drops `blocks` when no view can show them any more; views that are cut from now on do not count. */
+  abandon(blocks: Block[]): void {
+    const retired = new Retired(this, blocks)
+    this.retired.push(retired)
+    mappings.register(this.shared, retired)
+    this.shared = this.memory.mapPublic(this)
+  }
+
+  collected(retired: Retired): void {
+    retired.collected = true
+    while (this.retired.length !== 0 && this.retired[0]!.collected) {
+      for (const block of this.retired.shift()!.blocks) this.memory.drop(block)
+    }
   }
 }
 
@@ -78,6 +112,10 @@ export class Memory {
   output: Block
   at = 0
   private end = 0
+  /** What lies before it in the output block is readable, and stays what it is. */
+  private sealed = 0
+  private readonly slices: Reader[] = []
+  private abandoned: Block[] = []
   private readonly chunks: Chunk[] = []
   private readonly publics = new WeakMap<ArrayBufferLike, Chunk>()
 
@@ -136,6 +174,45 @@ export class Memory {
     return size <= this.end - this.at || this.renew(size)
   }
 
+  /** Of what a Writer has not kept, at the end of the output block. */
+  takeBack(start: number): void {
+    this.at = Math.max(start, this.sealed)
+  }
+
+  /** What was written up to now has become readable, so views of it may be out. */
+  seal(): void {
+    this.sealed = this.at
+  }
+
+  /** A new slice. To register each would cost more than all that is done with most: only those that last are. */
+  sliced(slice: Reader): void {
+    const count = this.slices.push(slice)
+    if (count === 1) this.wantEndOfTick()
+    else if (count === SLICES) this.registerSlices()
+  }
+
+  /** Drops a block whose holder was collected, when the views are too that it may have given. */
+  abandon(block: Block): void {
+    if (block.chunk === null) return
+    if (this.abandoned.length === 0) this.wantEndOfTick()
+    this.abandoned.push(block)
+  }
+
+  /** At the end of each drain and tick. */
+  endTick(): void {
+    if (this.slices.length !== 0) this.registerSlices()
+    if (this.abandoned.length === 0) return
+    // All that one collection has found needs one new mapping of its chunk.
+    const byChunk = new Map<Chunk, Block[]>()
+    for (const block of this.abandoned) {
+      const others = byChunk.get(block.chunk!)
+      if (others === undefined) byChunk.set(block.chunk!, [block])
+      else others.push(block)
+    }
+    this.abandoned = []
+    for (const [chunk, blocks] of byChunk) chunk.abandon(blocks)
+  }
+
   /** Bytes left in the output block. */
   get room(): number {
     return this.end - this.at
@@ -163,13 +240,23 @@ export class Memory {
     return shared
   }
 
+  private wantEndOfTick(): void {
+    const { environment } = this.home
+    if (!environment.draining) environment.schedule()
+  }
+
+  private registerSlices(): void {
+    for (const slice of this.slices) if (!slice.holdsNothing) slice.leaveTo(new Estate(this, null))
+    this.slices.length = 0
+  }
+
   private renew(size: number): boolean {
     const block = this.alloc(Math.max(OUTPUT_BLOCK, size))
     if (block === null) return false
     block.refs++
     this.drop(this.output)
     this.output = block
-    this.at = block.start
+    this.at = this.sealed = block.start
     this.end = block.end
     return true
   }

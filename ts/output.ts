@@ -2,7 +2,8 @@ import { NetpollError } from './errors.js'
 import type { Lifecycle } from './lifecycle.js'
 import { Submission } from './record.js'
 import { Segment } from './segment.js'
-import { Writer } from './writer.js'
+import { State } from './state.js'
+import { BlockWriter } from './writer.js'
 
 /** A pending flushed(): resolves when the sent count has reached `target` (modulo 2^32). */
 class Drain {
@@ -14,7 +15,7 @@ class Drain {
 }
 
 /** The Writer of a connection: hands segments to the poll, and knows how many bytes the kernel has not taken yet. */
-export class Output extends Writer {
+export class Output extends BlockWriter {
   /** flush() was false, and the kernel has not yet taken enough. */
   blocked = false
   /** Bytes ever submitted and, as last looked at, ever taken by the kernel; modulo 2^32. */
@@ -58,6 +59,7 @@ export class Output extends Writer {
 
   flushed(): Promise<void> {
     if (this.pending === 0 && !this.dropped) return Promise.resolve()
+    if ((this.connection.state & State.CLOSED) !== 0) return Promise.reject(this.connection.failure())
     const target = this.dropped ? (this.submitted + 1) | 0 : this.submitted
     return new Promise((resolve, reject) => {
       ;(this.drains ??= []).push(new Drain(target, resolve, reject))

@@ -1,18 +1,9 @@
-import {
-  abortSignal,
-  checkEncoding,
-  checkInteger,
-  checkOptions,
-  invalidType,
-  MAX_SIZE,
-  outOfRange,
-} from './arguments.js'
+import { abortSignal, checkEncoding, checkInteger, checkOptions, MAX_SIZE } from './arguments.js'
+import { matches, needleOf, type Delimiter } from './delimiter.js'
 import { NetpollError, type ErrorCode } from './errors.js'
+import type { Estate } from './estate.js'
 import { foreignBlock, MAX_BLOCK, type Bytes, type Memory } from './memory.js'
-import { Segment } from './segment.js'
-
-/** A byte (0 to 255), a text (in UTF-8) or bytes, one at least. */
-export type Delimiter = number | string | Uint8Array
+import { Segment, type Chain } from './segment.js'
 
 export interface WaitOptions {
   /** Its abort rejects the wait with the signal's reason. */
@@ -20,7 +11,7 @@ export interface WaitOptions {
 }
 
 /**
- * A cursor over bytes that are here. Its methods are synchronous and throw ERR_NETPOLL_SHORT_READ, consuming
+ * A cursor over bytes that are here: of a connection, a LinkBuffer, a slice, or a stream (readerFrom()). Its methods are synchronous and throw ERR_NETPOLL_SHORT_READ, consuming
  * nothing, when there are fewer bytes than they need; ERR_OUT_OF_RANGE or ERR_INVALID_ARG_TYPE for a bad size;
  * ERR_NETPOLL_CONN_CLOSED after our own close() or reset().
  *
@@ -62,6 +53,8 @@ export class Reader {
   private scanned = 0
   private scannedAt = 0
   private copies: ArrayBuffer[] | null = null
+  /** Knows `head` and `held`, for the case that this is collected without a release. */
+  private estate: Estate | null = null
 
   /** @internal */
   constructor(
@@ -126,6 +119,7 @@ export class Reader {
     this.need(n)
     const slice = new Slice(this.memory)
     this.moveTo(slice, n)
+    this.memory.sliced(slice)
     return slice
   }
 
@@ -211,7 +205,39 @@ export class Reader {
     this.endViews()
   }
 
-  // ---- for the connection, and for Writer.append()
+  // ---- for those who own it, and for Writer.append()
+
+  /** @internal Bytes that append() takes. */
+  get supply(): number {
+    return this.unread
+  }
+
+  /** @internal */
+  moveAllTo(target: Chain): void {
+    this.moveTo(target, this.unread)
+  }
+
+  /** @internal Lets go of what was consumed. */
+  letGo(): void {
+    this.release()
+  }
+
+  /** @internal Whoever took it over has no more use for it. */
+  abandon(): void {
+    this.release()
+  }
+
+  /** @internal What it holds, and `writer` (of a LinkBuffer), is given back even if nobody releases it. */
+  leaveTo(estate: Estate): void {
+    this.estate = estate
+    this.keepEstate()
+    estate.register(this)
+  }
+
+  /** @internal Neither bytes nor views. */
+  get holdsNothing(): boolean {
+    return this.head === null && this.held === null
+  }
 
   /** @internal */
   endViews(): void {
@@ -223,6 +249,7 @@ export class Reader {
       segment = next
     }
     this.held = null
+    this.keepEstate()
     if (this.copies !== null) {
       // One that a user has detached has no length.
       for (const copy of this.copies) if (copy.byteLength !== 0) structuredClone(copy, { transfer: [copy] })
@@ -243,7 +270,7 @@ export class Reader {
   }
 
   /** @internal Moves the next `n` bytes to the end of another chain. */
-  moveTo(target: { link(segment: Segment): void }, n: number): void {
+  moveTo(target: Chain, n: number): void {
     for (let left = n; left > 0;) {
       const { block, start, end } = this.head!
       const part = Math.min(left, end - start)
@@ -256,10 +283,25 @@ export class Reader {
 
   /** @internal */
   link(segment: Segment): void {
-    if (this.tail === null) this.head = segment
-    else this.tail.next = segment
-    this.tail = segment
-    this.unread += segment.end - segment.start
+    this.linkAll(segment, segment, segment.end - segment.start)
+  }
+
+  /** @internal */
+  linkAll(first: Segment, last: Segment, size: number): void {
+    const { tail } = this
+    this.unread += size
+    this.tail = last
+    if (tail === null) {
+      this.head = first
+      this.keepEstate()
+    } else if (tail.block === first.block && tail.end === first.start) {
+      // What was written piece by piece lies together again.
+      tail.end = first.end
+      tail.next = first.next
+      if (first === last) this.tail = tail
+      this.memory.drop(first.block!)
+      Segment.give(first)
+    } else tail.next = first
   }
 
   /** @internal Puts the first `n` bytes into `target`. */
@@ -371,6 +413,14 @@ export class Reader {
       this.memory.drop(head.block!)
       Segment.give(head)
     }
+    this.keepEstate()
+  }
+
+  private keepEstate(): void {
+    const { estate } = this
+    if (estate === null) return
+    estate.head = this.head
+    estate.held = this.held
   }
 
   /** Replaces the segments of the next `n` bytes by one, so that the bytes are copied once however often asked for. */
@@ -395,6 +445,7 @@ export class Reader {
     copy.next = this.head
     this.head = copy
     this.tail ??= copy
+    this.keepEstate()
   }
 
   private setNeedle(delimiter: Delimiter): void {
@@ -410,34 +461,13 @@ class Slice extends Reader {
   override release(): void {
     this.clear()
   }
+
+  override letGo(): void {
+    this.endViews()
+  }
 }
 
 /** @internal */
 export const WAIT_OPTIONS = { signal: abortSignal }
 
 const EMPTY = Buffer.alloc(0)
-
-function needleOf(delimiter: Delimiter): Buffer {
-  if (typeof delimiter === 'number') {
-    checkInteger(delimiter, 'delimiter', 0, 255)
-    return Buffer.of(delimiter)
-  }
-  if (typeof delimiter !== 'string' && !(delimiter instanceof Uint8Array)) {
-    throw invalidType('delimiter', 'a number, a string or a Uint8Array', delimiter)
-  }
-  if (delimiter.length === 0) throw outOfRange('delimiter', 'one byte at least', delimiter)
-  return Buffer.from(delimiter as string)
-}
-
-/** Whether `needle` lies at `at` of the segment and goes on in the next ones. */
-function matches(segment: Segment, at: number, needle: Buffer): boolean {
-  let here: Segment | null = segment
-  for (const byte of needle) {
-    while (here !== null && at === here.end) {
-      here = here.next
-      at = here === null ? 0 : here.start
-    }
-    if (here === null || here.block!.bytes[at++] !== byte) return false
-  }
-  return true
-}

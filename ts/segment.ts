@@ -48,5 +48,12 @@ export class Segment {
   }
 }
 
+/** The chain of a Reader or a Writer, as those see it who move segments there. */
+export interface Chain {
+  link(segment: Segment): void
+  /** All from `first` to `last`, which hold `size` bytes. */
+  linkAll(first: Segment, last: Segment, size: number): void
+}
+
 let pool: Segment | null = null
 let pooled = 0

@@ -1,11 +1,12 @@
 import { checkOptions, integer, invalidType, MAX_SIZE } from './arguments.js'
 import { Connection } from './connection.js'
 import { NetpollError, type ErrorCode } from './errors.js'
+import { LinkBuffer } from './link_buffer.js'
 import type { Output } from './output.js'
 import { Reader } from './reader.js'
-import { Writer } from './writer.js'
+import { BlockWriter, type Writer } from './writer.js'
 
-type Bytes = Parameters<Writer['append']>[0] | Uint8Array | string
+type Bytes = Writer | Reader | Uint8Array | string
 
 /**
  * What can be added: bytes, or a function that makes them when the queue is drained (undefined: it has none). A
@@ -97,7 +98,7 @@ export class ShardQueue {
   }
 
   /** @internal */
-  get memory(): Writer['memory'] {
+  get memory(): BlockWriter['memory'] {
     return this.connection.poll.environment.memory
   }
 
@@ -164,7 +165,7 @@ export class ShardQueue {
       checkBytes(bytes, 'item()')
       all.take(bytes)
     } catch (error) {
-      if (bytes instanceof Writer) bytes.clear()
+      if (bytes instanceof BlockWriter || bytes instanceof LinkBuffer) bytes.clear()
       this.connection.report(error, false, !this.connection.isActive())
     }
   }
@@ -220,7 +221,7 @@ export class ShardQueue {
 type Getter = () => Bytes | undefined
 
 /** Items that wait, already as they will be sent. */
-class Batch extends Writer {
+class Batch extends BlockWriter {
   constructor(private readonly queue: ShardQueue) {
     super(queue.memory, 0)
   }
@@ -251,6 +252,6 @@ function dropAll(entries: (Batch | Getter)[]): void {
 
 function checkBytes(value: unknown, name: string): void {
   if (typeof value === 'string' || value instanceof Uint8Array) return
-  if (value instanceof Writer || value instanceof Reader) return
+  if (value instanceof BlockWriter || value instanceof Reader) return
   throw invalidType(name, 'a LinkBuffer, a Uint8Array, a string or a function', value)
 }

@@ -32,7 +32,7 @@ export interface Statistics {
 
 const NOTHING: NativeStats = { polls: [], blocksOut: 0, bytesOut: 0, chunkBytes: 0, maxMemory: 0, pins: 0 }
 
-/** What this Node environment does; all 0 before the first listener. */
+/** What this Node environment does; all 0 before the first listener or LinkBuffer. */
 export function stats(): Statistics {
   const { polls, pins, ...memory } = openEnvironment()?.native.stats() ?? NOTHING
   const sum = (count: (poll: PollStats) => number) => polls.reduce((total, poll) => total + count(poll), 0)

@@ -2,20 +2,37 @@ import { checkEncoding, checkInteger, invalidType, invalidValue, MAX_SIZE, outOf
 import { NetpollError, type ErrorCode } from './errors.js'
 import { foreignBlock, MAX_BLOCK, type Block, type Bytes, type Memory } from './memory.js'
 import { Reader } from './reader.js'
-import { Segment } from './segment.js'
+import { Segment, type Chain } from './segment.js'
 
-/** Bytes from which on writeBinary() refers to its argument instead of copying it. */
-const BY_REFERENCE = 16 << 10
+/** @internal Bytes from which on writeBinary() refers to its argument instead of copying it. */
+export const BY_REFERENCE = 16 << 10
 
 /** A long copy is made in pieces of this many bytes. */
 const PIECE = 64 << 10
 
+/** The methods that fill a Writer; where flush() takes the bytes is the matter of each kind. */
+export type WriteMethods = Pick<
+  BlockWriter,
+  Extract<keyof BlockWriter, `write${string}` | `malloc${string}` | 'append'>
+>
+
 /**
- * A cursor behind the bytes that wait for flush(). After our own end(), close() or reset() its methods throw
+ * A cursor behind the bytes that wait for flush(): of a connection, a LinkBuffer, or a stream (writerFrom()).
+ *
+ * Of a connection: after our own end(), close() or reset() its methods throw
  * ERR_NETPOLL_CONN_CLOSED; after the peer has ended the connection they work and flush() drops the bytes. The
  * write that would pass maxPendingBytes (or maxMemory) throws ERR_NETPOLL_OUTPUT_LIMIT and resets the connection.
  */
-export abstract class Writer {
+export interface Writer extends WriteMethods {
+  /**
+   * Hands all that was written to the poll. False: more than writeHighWaterMark is pending, or the peer has ended
+   * the connection; await `connection.flushed()` before writing more.
+   */
+  flush(): boolean
+}
+
+/** What all Writers are: a chain of segments, and the methods that fill it. */
+export abstract class BlockWriter {
   /** @internal Bytes that wait for flush(). */
   unflushed = 0
   /** @internal Why every method throws; '' = it does not. */
@@ -41,7 +58,7 @@ export abstract class Writer {
   /** Adds `n` bytes, to be filled in place until flush(). What they hold at first is undefined. */
   malloc(n: number): Buffer {
     checkInteger(n, 'n', 0, MAX_SIZE)
-    if (n > MAX_BLOCK) return this.mallocForeign(n)
+    if (n > MAX_BLOCK) return this.foreignRoom(n)
     this.open(n)
     const { at, output } = this.memory
     this.filled(at + n)
@@ -56,7 +73,7 @@ export abstract class Writer {
     const last = this.boundary(n)
     const dropped = last === null ? this.head! : last.next!
     if (dropped.next === null && dropped.block === memory.output && dropped.end === memory.at) {
-      memory.at = dropped.start
+      memory.takeBack(dropped.start)
     }
     if (last === null) this.head = null
     else last.next = null
@@ -121,28 +138,18 @@ export abstract class Writer {
   }
 
   /**
-   * Moves what waits in `source` (a Writer) or is unread there (a Reader) behind what was written so far, without
-   * a copy, and returns the count of bytes. They go with this Writer's flush().
+   * Moves what waits in `source` (a Writer), is unread there (a Reader), or both (a LinkBuffer) behind what was
+   * written so far, without a copy, and returns the count of bytes. They go with this Writer's flush().
    */
   append(source: Writer | Reader): number {
-    if (source instanceof Reader) {
-      const size = source.unread
-      this.check(size)
-      source.moveTo(this, size)
-      return size
+    if (!(source instanceof Reader || source instanceof BlockWriter)) {
+      throw invalidType('source', 'a Writer or a Reader', source)
     }
-    if (!(source instanceof Writer)) throw invalidType('source', 'a Writer or a Reader', source)
     if (source === this) throw invalidValue('source', 'another Writer', source)
-    const size = source.unflushed
-    this.check(size)
-    if (source.head === null) return 0
-    if (this.tail === null) this.head = source.head
-    else this.tail.next = source.head
-    this.tail = source.tail
-    this.unflushed += size
-    source.head = source.tail = null
-    source.unflushed = 0
-    return size
+    const { supply } = source
+    this.check(supply)
+    source.moveAllTo(this)
+    return supply
   }
 
   writeByte(value: number): void {
@@ -204,13 +211,23 @@ export abstract class Writer {
     this.filled(this.openNumber(value, 8).writeDoubleLE(value, this.memory.at))
   }
 
-  /**
-   * Hands all that was written to the poll. False: more than writeHighWaterMark is pending, or the peer has ended
-   * the connection; await `connection.flushed()` before writing more.
-   */
   abstract flush(): boolean
 
-  // ---- for the connection, and for Reader.moveTo()
+  // ---- for those who own it, and for append()
+
+  /** @internal Bytes that another's append() takes. */
+  get supply(): number {
+    return this.unflushed
+  }
+
+  /** @internal */
+  moveAllTo(target: Chain): void {
+    const { head, tail, unflushed } = this
+    if (head === null) return
+    this.head = this.tail = null
+    this.unflushed = 0
+    target.linkAll(head, tail!, unflushed)
+  }
 
   /** @internal */
   link(segment: Segment): void {
@@ -218,6 +235,29 @@ export abstract class Writer {
     else this.tail.next = segment
     this.tail = segment
     this.unflushed += segment.end - segment.start
+  }
+
+  /** @internal */
+  linkAll(first: Segment, last: Segment, size: number): void {
+    if (this.tail === null) this.head = first
+    else this.tail.next = first
+    this.tail = last
+    this.unflushed += size
+  }
+
+  /** @internal Copies `bytes`, or nothing when it throws. */
+  copyIn(bytes: Uint8Array): void {
+    const before = this.unflushed
+    try {
+      for (let from = 0; from < bytes.length; from += PIECE) {
+        const piece = bytes.subarray(from, from + PIECE)
+        this.open(piece.length).set(piece, this.memory.at)
+        this.filled(this.memory.at + piece.length)
+      }
+    } catch (error) {
+      if (this.unflushed > before) this.mallocAck(before)
+      throw error
+    }
   }
 
   /** @internal Drops all that waits for flush(). */
@@ -242,7 +282,7 @@ export abstract class Writer {
   // ---- private
 
   /** Not in the output block, which all Writers share: there is no second mapping of a Buffer that a user detaches. */
-  private mallocForeign(n: number): Buffer {
+  private foreignRoom(n: number): Buffer {
     this.check(n)
     const bytes = Buffer.allocUnsafeSlow(n)
     this.refer(foreignBlock(bytes), bytes)
@@ -304,14 +344,6 @@ export abstract class Writer {
     const start = block.chunk === null ? 0 : bytes.byteOffset
     block.refs++
     this.link(Segment.take(block, start, start + bytes.length))
-  }
-
-  private copyIn(bytes: Uint8Array): void {
-    for (let from = 0; from < bytes.length; from += PIECE) {
-      const piece = bytes.subarray(from, from + PIECE)
-      this.open(piece.length).set(piece, this.memory.at)
-      this.filled(this.memory.at + piece.length)
-    }
   }
 
   /** The last segment of the first `n` unflushed bytes (null: n is 0), after which a segment ends exactly. */
