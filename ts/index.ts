@@ -16,5 +16,14 @@ export {
 } from './listener.js'
 export { LinkBuffer } from './link_buffer.js'
 export type { Reader, WaitOptions } from './reader.js'
+export {
+  readerFrom,
+  toReadable,
+  toWritable,
+  writerFrom,
+  type ReadableSource,
+  type ReaderFromOptions,
+  type StreamWriter,
+} from './streams.js'
 export { stats, type PollStatistics, type Statistics } from './statistics.js'
 export type { Writer } from './writer.js'
