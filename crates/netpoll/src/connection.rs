@@ -106,7 +106,7 @@ impl Connection {
 pub(crate) enum Expired {
     /// JavaScript is told, and decides.
     Told(Deadline, u32),
-    /// The connection is reset.
+    /// The connection is reset, unless the peer makes progress that only the kernel has seen.
     Write,
 }
 
@@ -178,6 +178,8 @@ pub(crate) struct Output {
     pub(crate) is_blocked: bool,
     /// Since when the kernel has taken nothing of what is pending.
     pub(crate) blocked_since: Option<Instant>,
+    /// Bytes that the kernel held and the peer had not acknowledged when progress was last looked for.
+    unacknowledged: u32,
     pub(crate) finish: Finish,
     /// FIN has been sent, or nothing can be sent any more.
     pub(crate) ended: bool,
@@ -193,10 +195,23 @@ impl Output {
         self.blocked_since = None;
     }
 
-    /// The kernel has taken nothing.
-    pub(crate) fn block(&mut self, now: Instant) {
+    /// The kernel has taken nothing, for it still holds what `unacknowledged` counts.
+    pub(crate) fn block(&mut self, now: Instant, unacknowledged: u32) {
         self.is_blocked = true;
-        self.blocked_since.get_or_insert(now);
+        if self.blocked_since.is_none() {
+            self.blocked_since = Some(now);
+            self.unacknowledged = unacknowledged;
+        }
+    }
+
+    /// The kernel has no room yet and holds so much: less than before is progress of a slow peer.
+    pub(crate) fn progress(&mut self, unacknowledged: u32, now: Instant) -> bool {
+        let progressed = unacknowledged < self.unacknowledged;
+        if progressed {
+            self.unacknowledged = unacknowledged;
+            self.blocked_since = Some(now);
+        }
+        progressed
     }
 
     /// Whether FIN is due.
@@ -396,7 +411,7 @@ mod tests {
         let now = Instant::now();
         let mut connection = connection(now);
         assert_eq!(connection.deadline(), None);
-        connection.output.block(now);
+        connection.output.block(now, 100);
         assert_eq!(connection.expired(now + SECOND), Some(Expired::Write));
     }
 

@@ -216,7 +216,8 @@ impl Io {
     }
 
     fn block(&mut self, operator: &mut Operator, now: Instant) {
-        operator.connection.output.block(now);
+        let held = unacknowledged(operator);
+        operator.connection.output.block(now, held);
         operator.connection.output.queue.detach_small_tail(&self.table);
         self.want_room(operator, true);
     }
@@ -253,6 +254,12 @@ impl Io {
         }
     }
 
+    /// Whether the peer has taken bytes out of the kernel's hands since output was last found blocked.
+    pub(crate) fn progresses(&self, operator: &mut Operator, now: Instant) -> bool {
+        let held = unacknowledged(operator);
+        operator.connection.output.progress(held, now)
+    }
+
     /// Closes the descriptor and tells JavaScript so. The operator has been taken out of its slot.
     pub(crate) fn close(&mut self, operator: &Operator, cause: Cause) {
         if operator.connection.output.finish == Finish::Close && !operator.connection.input.ended {
@@ -282,6 +289,11 @@ pub(crate) fn set_option(operator: &Operator, option: SocketOption) {
         SocketOption::KeepAlive { on, .. } => socket.set_keepalive(on),
         SocketOption::UserTimeout { milliseconds } => sys::set_user_timeout(descriptor, milliseconds),
     };
+}
+
+fn unacknowledged(operator: &Operator) -> u32 {
+    // It does not fail for a stream socket; if it does, there is no progress to be seen.
+    sys::unacknowledged(operator.descriptor()).unwrap_or(u32::MAX)
 }
 
 fn visit_end(operator: &Operator) -> Visit {

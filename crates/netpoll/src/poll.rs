@@ -345,6 +345,7 @@ impl Poll {
                 Expired::Told(which, sequence) => {
                     self.io.tell(Completion::Timeout { token, which, sequence })
                 }
+                Expired::Write if self.io.progresses(operator, now) => {}
                 Expired::Write => {
                     self.reset(token, Cause::WRITE_TIMEOUT);
                     return;

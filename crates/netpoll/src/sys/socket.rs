@@ -105,6 +105,14 @@ pub fn set_user_timeout(fd: BorrowedFd<'_>, ms: u32) -> io::Result<()> {
     SockRef::from(&fd).set_tcp_user_timeout(Some(Duration::from_millis(ms.into())))
 }
 
+/// Bytes that the kernel holds because the peer has not acknowledged them (TCP) or read them (unix).
+pub fn unacknowledged(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: TIOCOUTQ, which sockets call SIOCOUTQ, writes one int.
+    unsafe { syscall!(ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &mut bytes)) }?;
+    Ok(u32::try_from(bytes).unwrap_or(0))
+}
+
 #[inline]
 fn recv(fd: BorrowedFd<'_>, into: IoVec) -> io::Result<usize> {
     // SAFETY: the maker of the IoVec keeps its memory.
@@ -233,6 +241,15 @@ mod tests {
             assert_eq!(recv(fd, iovec(&mut rest)).unwrap(), 2);
             assert_eq!(&rest[..2], b"56");
         }
+    }
+
+    #[test]
+    fn what_the_peer_has_not_read_is_unacknowledged() {
+        let (mut a, b) = UnixStream::pair().unwrap();
+        a.write_all(&[1; 1000]).unwrap();
+        assert!(unacknowledged(a.as_fd()).unwrap() >= 1000);
+        (&b).read_exact(&mut [0; 1000]).unwrap();
+        assert_eq!(unacknowledged(a.as_fd()).unwrap(), 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::peer::{pattern, Peer};
 use crate::connection::Limits;
 use crate::poll::TIMER_SLACK;
 use crate::record::Cause;
+use crate::sys;
 
 const READ: u32 = 1;
 const IDLE: u32 = 2;
@@ -34,6 +35,27 @@ fn output_without_progress_is_reset_after_exactly_the_write_timeout() {
     desk.pass(A_BIT);
     assert_eq!(desk.books[book].closed, Some(number(Cause::WRITE_TIMEOUT)));
     assert_eq!(desk.peer_reads_to_end(&peer).1.unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_peer_that_takes_less_than_makes_room_is_slow_and_not_stalled() {
+    let limits = Limits { write_timeout: Some(SECOND), ..Plan::default().limits };
+    let mut desk = Desk::new(Plan { limits, send_buffer: Some(1 << 20), ..Plan::default() });
+    let (peer, book) = narrow(&mut desk);
+    desk.block(book);
+    let held = |desk: &mut Desk| sys::unacknowledged(desk.operator(book).descriptor()).unwrap();
+    for _ in 0..5 {
+        let before = held(&mut desk);
+        desk.until("it takes a little", |desk| {
+            let is_taken = held(desk) < before;
+            is_taken || peer.read().is_err()
+        });
+        desk.pass(SECOND);
+        assert!(desk.operator(book).connection.output.is_blocked, "no event tells of it");
+        assert_eq!(desk.books[book].closed, None);
+    }
+    desk.pass(SECOND);
+    assert_eq!(desk.books[book].closed, Some(number(Cause::WRITE_TIMEOUT)));
 }
 
 #[test]
