@@ -128,6 +128,8 @@ pub(crate) struct Input {
     pub(crate) ready: bool,
     /// An event has told of FIN or RST, so a short read is not the last.
     pub(crate) hang_up: bool,
+    /// An event has told of urgent data, at whose mark a read ends although more is there.
+    pub(crate) urgent: bool,
     pub(crate) size: ReadSize,
 }
 
@@ -142,6 +144,7 @@ impl Input {
             ended: false,
             ready: false,
             hang_up: false,
+            urgent: false,
             size: ReadSize::default(),
         }
     }

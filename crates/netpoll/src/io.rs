@@ -11,13 +11,13 @@ use socket2::{SockRef, TcpKeepalive};
 use crate::barrier::Barrier;
 use crate::block::{BlockTable, Pressure, Range};
 use crate::border::{Border, StatusEntry};
-use crate::connection::Finish;
+use crate::connection::{Finish, Input};
 use crate::counters::Counters;
 use crate::intake::{Intake, ReadSize};
 use crate::operators::Operator;
 use crate::record::{Cause, Completion, SocketOption};
 use crate::ring::Producer;
-use crate::sys;
+use crate::sys::{self, IoVec};
 use crate::token::Subject;
 
 /// Reads of one connection in one visit: then the others have their turn.
@@ -29,6 +29,9 @@ const BYTES_PER_VISIT: u64 = 2 << 20;
 /// Unread bytes thrown away before a descriptor is closed: without that the kernel answers our close with
 /// RST, and the peer may lose what we have sent. Bounded, for the peer may never stop.
 const DISCARD: usize = 16 * 1024 * 1024;
+
+/// PRIORITY tells of urgent data, at whose mark a read is short.
+const READS: Interest = Interest::READABLE.add(Interest::PRIORITY);
 
 #[derive(Debug)]
 pub(crate) struct Io {
@@ -111,8 +114,7 @@ impl Io {
     }
 
     pub(crate) fn register(&self, operator: &Operator) -> std::io::Result<()> {
-        let interest =
-            if operator.is_unix { Interest::READABLE } else { Interest::READABLE | Interest::WRITABLE };
+        let interest = if operator.is_unix { READS } else { READS | Interest::WRITABLE };
         let descriptor = operator.descriptor().as_raw_fd();
         let token = Subject::Connection(operator.token).mio();
         self.registry.register(&mut SourceFd(&descriptor), token, interest)
@@ -134,11 +136,12 @@ impl Io {
                 return Visit::Starved;
             }
             self.counters.reads.add(1);
-            match sys::read_vectored(operator.descriptor(), self.barrier.as_slice()) {
-                Ok(0) => return self.receive_end(operator),
-                Ok(read) => {
+            match read(operator, self.barrier.as_slice()) {
+                Ok((0, _)) => return self.receive_end(operator),
+                Ok((read, is_cut)) => {
                     self.deliver(operator, read, now);
-                    if read < offered && !operator.connection.input.hang_up {
+                    let Input { hang_up, urgent, .. } = operator.connection.input;
+                    if read < offered && !(hang_up || urgent || is_cut) {
                         return self.receive_nothing(operator);
                     }
                 }
@@ -170,6 +173,7 @@ impl Io {
 
     fn receive_nothing(&mut self, operator: &mut Operator) -> Visit {
         operator.connection.input.ready = false;
+        operator.connection.input.urgent = false;
         match operator.connection.failure {
             Some(cause) => Visit::Over(cause),
             None => Visit::Finished,
@@ -230,7 +234,7 @@ impl Io {
 
     fn want_room(&self, operator: &Operator, wanted: bool) {
         if operator.is_unix {
-            let interest = if wanted { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let interest = if wanted { READS | Interest::WRITABLE } else { READS };
             let token = Subject::Connection(operator.token).mio();
             let descriptor = operator.descriptor().as_raw_fd();
             // It can fail only for want of kernel memory; then the write timeout is what is left.
@@ -289,6 +293,15 @@ pub(crate) fn set_option(operator: &Operator, option: SocketOption) {
         SocketOption::KeepAlive { on, .. } => socket.set_keepalive(on),
         SocketOption::UserTimeout { milliseconds } => sys::set_user_timeout(descriptor, milliseconds),
     };
+}
+
+/// The bytes read, and whether the read ended where more may be.
+fn read(operator: &Operator, into: &[IoVec]) -> std::io::Result<(usize, bool)> {
+    if operator.is_unix {
+        sys::receive_cut(operator.descriptor(), into)
+    } else {
+        Ok((sys::read_vectored(operator.descriptor(), into)?, false))
+    }
 }
 
 fn unacknowledged(operator: &Operator) -> u32 {

@@ -391,6 +391,9 @@ fn take_event(operator: &mut Operator, event: &mio::event::Event, io: &mut Io, d
         operator.connection.input.hang_up = true;
         operator.status.raise(StatusEntry::READ_ENDED);
     }
+    if event.is_priority() {
+        operator.connection.input.urgent = true;
+    }
     if event.is_readable() || event.is_read_closed() || event.is_error() {
         operator.connection.input.ready = true;
     }

@@ -8,8 +8,8 @@ mod socket;
 
 pub use memory::{memory_limit, Mapping};
 pub use socket::{
-    abort_on_close, accept, discard_input, read_vectored, send_vectored, set_user_timeout, shutdown_write,
-    unacknowledged, IoVec,
+    abort_on_close, accept, discard_input, read_vectored, receive_cut, send_vectored, set_user_timeout,
+    shutdown_write, unacknowledged, IoVec,
 };
 
 /// Error numbers that mean something to the modules above.

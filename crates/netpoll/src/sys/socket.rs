@@ -58,6 +58,17 @@ pub fn read_vectored(fd: BorrowedFd<'_>, into: &[IoVec]) -> io::Result<usize> {
     Ok(received as usize)
 }
 
+/// Receives from a unix socket, and tells whether descriptors came along. The kernel closes those, for nobody
+/// asks for them, and ends the read behind them although more may be there.
+#[inline]
+pub fn receive_cut(fd: BorrowedFd<'_>, into: &[IoVec]) -> io::Result<(usize, bool)> {
+    let mut message = message(into);
+    // SAFETY: IoVec has the layout of iovec, the makers of the IoVecs keep their memory, and the message has no
+    // room for anything else.
+    let received = unsafe { syscall!(recvmsg(fd.as_raw_fd(), &mut message, 0)) }?;
+    Ok((received as usize, message.msg_flags & libc::MSG_CTRUNC != 0))
+}
+
 /// Sends one piece of memory after the other; how much of it may be less than asked for. A peer that is
 /// gone is an error, never a SIGPIPE.
 #[inline]
@@ -67,10 +78,7 @@ pub fn send_vectored(fd: BorrowedFd<'_>, from: &[IoVec]) -> io::Result<usize> {
         let sent = unsafe { syscall!(send(fd.as_raw_fd(), one.iov_base, one.iov_len, libc::MSG_NOSIGNAL)) }?;
         return Ok(sent as usize);
     }
-    // SAFETY: a msghdr of zeros is a valid message without address, control data and pieces.
-    let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    message.msg_iov = from.as_ptr().cast_mut().cast();
-    message.msg_iovlen = from.len() as _;
+    let message = message(from);
     // SAFETY: IoVec has the layout of iovec, sendmsg only reads them, and their makers keep the memory.
     let sent = unsafe { syscall!(sendmsg(fd.as_raw_fd(), &message, libc::MSG_NOSIGNAL)) }?;
     Ok(sent as usize)
@@ -113,6 +121,15 @@ pub fn unacknowledged(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(u32::try_from(bytes).unwrap_or(0))
 }
 
+/// Of the pieces alone, without an address and control data.
+fn message(pieces: &[IoVec]) -> libc::msghdr {
+    // SAFETY: a msghdr of zeros is a valid message without address, control data and pieces.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = pieces.as_ptr().cast_mut().cast();
+    message.msg_iovlen = pieces.len() as _;
+    message
+}
+
 #[inline]
 fn recv(fd: BorrowedFd<'_>, into: IoVec) -> io::Result<usize> {
     // SAFETY: the maker of the IoVec keeps its memory.
@@ -143,6 +160,26 @@ mod tests {
         /// What a test of those who fill a barrier looks at.
         pub(crate) fn parts(&self) -> (*const u8, usize) {
             (self.0.iov_base.cast(), self.0.iov_len)
+        }
+    }
+
+    /// Sends the bytes together with a descriptor of its own, as SCM_RIGHTS.
+    fn send_with_descriptor(over: &UnixStream, bytes: &[u8]) {
+        let mut control = [0u64; 3];
+        let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        // SAFETY: the pieces of the message outlive the call, and `control` holds one header and one int, as
+        // CMSG_SPACE counts them.
+        unsafe {
+            let mut message: libc::msghdr = mem::zeroed();
+            (message.msg_iov, message.msg_iovlen) = (&mut piece, 1);
+            message.msg_control = control.as_mut_ptr().cast();
+            message.msg_controllen = libc::CMSG_SPACE(4) as _;
+            let header = libc::CMSG_FIRSTHDR(&message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+            libc::CMSG_DATA(header).cast::<i32>().write_unaligned(over.as_raw_fd());
+            assert_eq!(libc::sendmsg(over.as_raw_fd(), &message, 0), bytes.len() as isize);
         }
     }
 
@@ -241,6 +278,18 @@ mod tests {
             assert_eq!(recv(fd, iovec(&mut rest)).unwrap(), 2);
             assert_eq!(&rest[..2], b"56");
         }
+    }
+
+    #[test]
+    fn a_read_that_ends_behind_descriptors_says_so() {
+        let (a, b) = UnixStream::pair().unwrap();
+        send_with_descriptor(&a, b"with");
+        (&a).write_all(b"out").unwrap();
+        let mut bytes = [0; 8];
+        assert_eq!(receive_cut(b.as_fd(), &[iovec(&mut bytes)]).unwrap(), (4, true));
+        assert_eq!(receive_cut(b.as_fd(), &[iovec(&mut bytes)]).unwrap(), (3, false));
+        drop(a);
+        assert_eq!(receive_cut(b.as_fd(), &[iovec(&mut bytes)]).unwrap(), (0, false));
     }
 
     #[test]

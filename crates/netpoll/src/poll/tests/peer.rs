@@ -54,6 +54,11 @@ impl Peer {
         }
     }
 
+    /// Urgent data: its last byte is none of the stream.
+    pub(super) fn urge(&self, bytes: &[u8]) {
+        assert_eq!(self.0.send_out_of_band(bytes).unwrap(), bytes.len());
+    }
+
     pub(super) fn finish(&self) {
         self.0.shutdown(Shutdown::Write).unwrap();
     }

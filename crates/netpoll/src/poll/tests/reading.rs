@@ -206,3 +206,19 @@ fn nothing_to_do_means_no_deadline_and_no_more() {
     assert_eq!((desk.seats[0].left.next_deadline, desk.seats[0].left.more), (None, false));
     assert_eq!(desk.stats(0).reads, 1, "a short read was the last, whatever is consumed then");
 }
+#[test]
+fn what_is_behind_urgent_data_is_read_without_a_further_event() {
+    let mut desk = Desk::default();
+    let address = desk.listen();
+    let (peer, book) = desk.connect(&address);
+    for _ in 0..3 {
+        let before = desk.books[book].arrived.len();
+        peer.write(b"before");
+        peer.urge(b"!");
+        peer.write(b"behind");
+        desk.until("all of it has come", |desk| desk.books[book].arrived.len() >= before + 12);
+        assert_eq!(&desk.books[book].arrived[before..], b"beforebehind");
+    }
+    desk.idle();
+    assert!(!desk.operator(book).connection.input.urgent);
+}
