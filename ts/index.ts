@@ -9,6 +9,7 @@ export type { ConnectionOptions, OnConnect, OnDisconnect, OnRequest } from './ha
 export {
   createListener,
   listen,
+  listenerFrom,
   type AddressInfo,
   type Listener,
   type ListenerOptions,

@@ -1,6 +1,6 @@
 import { lookup } from 'node:dns/promises'
 import { constants } from 'node:os'
-import { boolean, checkOptions, integer, invalidType, MAX_SIZE, oneOf } from './arguments.js'
+import { boolean, checkInteger, checkOptions, integer, invalidType, MAX_SIZE, oneOf } from './arguments.js'
 import { environment } from './environment.js'
 import { NetpollError, systemError } from './errors.js'
 import type { AddressFailure, ListenSuccess, ServeOptions, SystemFailure } from './native.js'
@@ -118,6 +118,21 @@ export function createListener(network: Network, address: string, options?: List
   const answer = environment().native.listen(network, address, options ?? {})
   if ('reason' in answer) throw addressError(answer)
   if ('errno' in answer) throw listenError(answer, network, address)
+  return new Listener(answer)
+}
+
+/**
+ * Listens at a descriptor that this process has inherited, from systemd or a parent: a listening stream socket of inet
+ * or unix. The Listener owns it from then on. close() leaves the socket to others that have it too, and the path of a
+ * unix socket in its place. Throws EBADF, ENOTSOCK or EINVAL for anything else, ERR_NETPOLL_INVALID_STATE when a
+ * Listener of this process has it already. TCP_NODELAY is set, as by createListener().
+ */
+export function listenerFrom(fd: number): Listener {
+  checkInteger(fd, 'fd', 0, MAX_SIZE)
+  const answer = environment().native.inherit(fd)
+  if ('reason' in answer)
+    throw new NetpollError('ERR_NETPOLL_INVALID_STATE', 'A Listener has this descriptor already')
+  if ('errno' in answer) throw systemError(answer.errno, answer.syscall)
   return new Listener(answer)
 }
 

@@ -132,6 +132,8 @@ export interface NativeEnvironment {
     address: string,
     options: ListenOptions,
   ): ListenSuccess | SystemFailure | AddressFailure
+  /** Listens at an inherited descriptor; an AddressFailure when a listener has it already. */
+  inherit(fd: number): ListenSuccess | SystemFailure | AddressFailure
   serve(listener: number, options: ServeOptions): void
   closeListener(listener: number): void
   /** DIALED with this number tells what came of it. */

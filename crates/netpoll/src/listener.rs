@@ -1,15 +1,18 @@
 //! Listening sockets: bound and listening at once, accepted from when an event loop serves them.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::address::{self, AddressError, Endpoint, Target};
+use crate::sys;
 
 /// How a listener is made. Options of the socket are inherited by the connections it accepts.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,8 @@ pub enum ListenError {
         /// With its errno.
         error: io::Error,
     },
+    /// The descriptor is a listener's already.
+    Taken,
 }
 
 impl fmt::Display for ListenError {
@@ -51,6 +56,7 @@ impl fmt::Display for ListenError {
         match self {
             ListenError::Address(error) => error.fmt(f),
             ListenError::System { syscall, error } => write!(f, "{syscall}: {error}"),
+            ListenError::Taken => f.write_str("the descriptor is a listener's already"),
         }
     }
 }
@@ -67,7 +73,12 @@ pub(crate) struct Listener {
     local: Option<[u32; 6]>,
     /// Relaxed: a hint for what an accept error means; the error itself orders nothing.
     closed: AtomicBool,
+    /// Others may listen at the same socket: it and its path are not ours to end.
+    is_inherited: bool,
 }
+
+/// Descriptors of the listeners of this process, in whatever environment: none is taken over twice.
+static TAKEN: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
 
 impl Listener {
     pub(crate) fn bind(
@@ -93,15 +104,33 @@ impl Listener {
             }
         }
         let socket = outcome.map_err(|error| ListenError::System { syscall: "listen", error })?;
-        Listener::of(id, socket).map_err(|error| ListenError::System { syscall: "getsockname", error })
+        let listener = Listener::of(id, socket, false);
+        let listener = listener.map_err(|error| ListenError::System { syscall: "getsockname", error })?;
+        taken().insert(listener.raw_fd());
+        Ok(listener)
     }
 
-    fn of(id: u32, socket: Socket) -> io::Result<Listener> {
+    /// Of a descriptor that this process was given when it started.
+    pub(crate) fn inherit(id: u32, descriptor: RawFd) -> Result<Listener, ListenError> {
+        if !taken().insert(descriptor) {
+            return Err(ListenError::Taken);
+        }
+        let socket = sys::inherited_listener(descriptor).map(Socket::from);
+        let listener = socket.and_then(|socket| Listener::of(id, socket, true)).map_err(|error| {
+            taken().remove(&descriptor);
+            ListenError::System { syscall: "listen", error }
+        })?;
+        // What createListener() does by default; it can fail for no inet socket.
+        let _ = listener.is_unix() || listener.socket.set_tcp_nodelay(true).is_ok();
+        Ok(listener)
+    }
+
+    fn of(id: u32, socket: Socket, is_inherited: bool) -> io::Result<Listener> {
         let address = socket.local_addr()?;
         let is_wildcard = address.as_socket().is_some_and(|address| address.ip().is_unspecified());
         let local = (!is_wildcard).then(|| address::encode(&address));
         let endpoint = Endpoint::of(&address);
-        Ok(Listener { id, socket, endpoint, local, closed: AtomicBool::new(false) })
+        Ok(Listener { id, socket, endpoint, local, closed: AtomicBool::new(false), is_inherited })
     }
 
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
@@ -122,7 +151,7 @@ impl Listener {
 
     /// Refuses new connections from now on, before any poll has noticed; the port is free again.
     pub(crate) fn close(&self) {
-        if self.closed.swap(true, Ordering::Relaxed) {
+        if self.closed.swap(true, Ordering::Relaxed) || self.is_inherited {
             return;
         }
         // It can fail only for a socket that does not listen any more.
@@ -138,6 +167,16 @@ impl Listener {
         let ask = || SockRef::from(connection).local_addr().map(|address| address::encode(&address));
         self.local.unwrap_or_else(|| ask().unwrap_or_default())
     }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        taken().remove(&self.raw_fd());
+    }
+}
+
+fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn open(address: &SockAddr, ipv6_only: bool, options: &ListenOptions) -> io::Result<Socket> {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -114,9 +114,21 @@ impl PollManager {
         address: &str,
         options: &ListenOptions,
     ) -> Result<Listening, ListenError> {
+        self.keep(|id| Listener::bind(id, network, address, options))
+    }
+
+    /// Accepts at a listening socket that another process has opened. It is this one's from then on.
+    pub fn inherit(&self, descriptor: RawFd) -> Result<Listening, ListenError> {
+        self.keep(|id| Listener::inherit(id, descriptor))
+    }
+
+    fn keep(
+        &self,
+        listener: impl FnOnce(u32) -> Result<Listener, ListenError>,
+    ) -> Result<Listening, ListenError> {
         // Relaxed: only the number's uniqueness matters.
         let id = self.next_listener.fetch_add(1, Ordering::Relaxed);
-        let listener = Arc::new(Listener::bind(id, network, address, options)?);
+        let listener = Arc::new(listener(id)?);
         let (descriptor, endpoint) = (listener.descriptor().as_raw_fd(), listener.endpoint.clone());
         lock(&self.listeners).insert(id, Entry { listener, poll: None });
         Ok(Listening { id, descriptor, endpoint })

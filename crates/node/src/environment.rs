@@ -172,6 +172,12 @@ impl Environment {
         listen_outcome(self.manager.listen(&network, &address, &settings.options()))
     }
 
+    /// Listens at a socket that this process has inherited.
+    #[napi(catch_unwind)]
+    pub fn inherit(&self, descriptor: i32) -> ListenOutcome {
+        listen_outcome(self.manager.inherit(descriptor))
+    }
+
     /// Accepts from a listener on behalf of an event loop; all listeners of one loop count together.
     #[napi(catch_unwind)]
     pub fn serve(&self, listener: u32, options: ServeOptions) -> Result<()> {

@@ -82,7 +82,9 @@ pub(crate) fn listen_outcome(outcome: Result<Listening, ListenError>) -> ListenO
             let errno = error.raw_os_error().unwrap_or_default();
             Either3::B(SystemFailure { errno, syscall: syscall.to_owned() })
         }
-        Err(ListenError::Address(error)) => Either3::C(AddressFailure { reason: error.to_string() }),
+        Err(error @ (ListenError::Address(_) | ListenError::Taken)) => {
+            Either3::C(AddressFailure { reason: error.to_string() })
+        }
     }
 }
 

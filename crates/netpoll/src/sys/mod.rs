@@ -3,9 +3,11 @@
 //! Calls that were interrupted by a signal are repeated here, once for all, so that nobody above ever
 //! sees `EINTR`.
 
+mod inherited;
 mod memory;
 mod socket;
 
+pub use inherited::inherited_listener;
 pub use memory::{memory_limit, Mapping};
 pub use socket::{
     abort_on_close, accept, discard_input, read_vectored, receive_cut, send_vectored, set_user_timeout,
