@@ -107,22 +107,28 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     this.put(Submission.OPTION, Option.USER_TIMEOUT, ms, 0)
   }
 
-  /** From the next call on; bytes that are here count as new for it. */
+  /**
+   * Replaces the handler from the next call on, also from within it; bytes that are here count as new for it, except
+   * for a handler that sets itself.
+   */
   setOnRequest(onRequest: OnRequest<Ctx>): void {
     callback(onRequest, 'onRequest')
     this.refuse()
+    // Otherwise a handler that leaves bytes and sets itself would be called for them forever.
+    if (onRequest === this.onRequest && (this.state & State.BUSY) !== 0) return
     this.onRequest = onRequest
     this.state |= State.NEWS
     this.enqueue()
   }
 
-  /** Of use in onPrepare only. */
+  /** Of use in onPrepare: once onConnect has been called, no other is, and this changes nothing. */
   setOnConnect(onConnect: OnConnect<Ctx>): void {
     callback(onConnect, 'onConnect')
     this.refuse()
     this.extra().onConnect = onConnect as OnConnect<unknown>
   }
 
+  /** Replaces it until it has been called, also from within a handler or after the peer's end. */
   setOnDisconnect(onDisconnect: OnDisconnect<Ctx>): void {
     callback(onDisconnect, 'onDisconnect')
     this.refuse()

@@ -324,7 +324,7 @@ export class Lifecycle<Ctx = unknown> {
     this.loop.connectionFinished()
   }
 
-  /** @internal */
+  /** @internal Of onDisconnect and close callbacks: what they throw goes to onError. */
   notify(callback: () => unknown): void {
     try {
       const result = this.inScope(callback)
