@@ -96,10 +96,12 @@ const CONNECTION = {
   flushed: (connection) => connection.flushed(),
   pause: (connection) => connection.pause(),
   resume: (connection) => connection.resume(),
+  detach: (connection) => connection.detach(),
+  stats: (connection) => connection.stats(),
 }
 const nothing = () => undefined
 const NEVER_FAIL = ['end', 'close', 'reset', 'ref', 'unref']
-const WAITS = ['waitRead', 'waitUntil', 'flushed']
+const WAITS = ['waitRead', 'waitUntil', 'flushed', 'detach', 'stats']
 
 /** All methods that a class declares for its users. */
 function methodsOf(file) {

@@ -107,6 +107,34 @@ test('an inherited TCP listener that closes leaves the socket to the others, too
   await served
 })
 
+test('its connections have TCP_NODELAY', async (t) => {
+  const parent = net.createServer().listen(0, '127.0.0.1')
+  await once(parent, 'listening')
+  const { port } = parent.address()
+  const code = `
+    import { listenerFrom } from '${new URL('../index.js', import.meta.url).pathname}'
+    const loop = createEventLoop(async (connection) => {
+      const { fd } = await connection.detach()
+      const { spawnSync } = await import('node:child_process')
+      const { stdout } = spawnSync('perl', ['-MSocket', '-e',
+        'open S, "+<&=", 3; print unpack "i", getsockopt S, 6, 1'], { stdio: ['ignore', 'pipe', 'inherit', fd] })
+      console.log(String(stdout))
+      process.exit()
+    })
+    void loop.serve(listenerFrom(3))
+    console.log('ready')
+  `
+  const child = start(code, { stdio: ['ignore', 'pipe', 'inherit', parent._handle.fd] })
+  t.teardown(() => void child.kill())
+  const lines = createInterface(child.stdout)[Symbol.asyncIterator]()
+  t.is((await lines.next()).value, 'ready')
+  parent.close()
+  const socket = await connect(port)
+  socket.write('x')
+  t.is((await lines.next()).value, '1')
+  socket.destroy()
+})
+
 const NUMBERS = [
   [-1, 'ERR_OUT_OF_RANGE'],
   [1.5, 'ERR_OUT_OF_RANGE'],

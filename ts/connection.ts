@@ -1,6 +1,8 @@
 import { boolean, callback, milliseconds } from './arguments.js'
+import { Detachment, type Detached } from './detachment.js'
 import { NetpollError } from './errors.js'
 import type { OnClose, OnConnect, OnDisconnect, OnRequest } from './handlers.js'
+import { Inquiries, type ConnectionStatistics } from './inquiry.js'
 import { Lifecycle } from './lifecycle.js'
 import type { Endpoint } from './native.js'
 import type { Reader } from './reader.js'
@@ -9,9 +11,9 @@ import { State } from './state.js'
 import type { Writer } from './writer.js'
 
 /**
- * A connection that a listener has accepted or that was dialed. Its own close(), reset() and passed limits end it: from then on every
- * method throws ERR_NETPOLL_CONN_CLOSED or the limit's code. When the peer ends it, what has come can still be
- * read, writes are dropped, and waits reject with the cause.
+ * A connection that a listener has accepted or that was dialed. Its own close(), reset(), detach() and passed limits
+ * end it: from then on every method throws ERR_NETPOLL_CONN_CLOSED or the limit's code. When the peer ends it, what has
+ * come can still be read, writes are dropped, and waits reject with the cause.
  */
 export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
   get reader(): Reader {
@@ -191,6 +193,29 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, 'ERR_NETPOLL_CONN_CLOSED')
     else this.put(Submission.RESET, 0, 0, 0)
     this.state |= State.RESET
+  }
+
+  /**
+   * Gives the socket away: reading stops, the pending output is sent (what was not flushed is dropped), and then the
+   * open descriptor is the caller's, who has to close it, with the bytes that came and were not consumed. What the
+   * kernel holds stays in the socket. For this connection it is the end: every method throws
+   * ERR_NETPOLL_CONN_CLOSED, and onDisconnect and the close callbacks are called. Rejects with the cause when the
+   * connection ends before, by a peer that resets it or does not read within the write timeout, or by reset().
+   */
+  detach(): Promise<Detached> {
+    if ((this.state & (State.CLOSING | State.CLOSED)) !== 0) return Promise.reject(this.failure())
+    const detachment = new Detachment(this.input)
+    this.extra().detachment = detachment
+    this.shut(Submission.DETACH, 'ERR_NETPOLL_CONN_CLOSED')
+    return detachment.promise
+  }
+
+  /** What the kernel tells of the connection now. Rejects with the cause when it has ended. */
+  stats(): Promise<ConnectionStatistics> {
+    if ((this.state & (State.CLOSING | State.CLOSED)) !== 0) return Promise.reject(this.failure())
+    const answer = (this.extra().inquiries ??= new Inquiries()).add()
+    this.put(Submission.INFO, 0, 0, 0)
+    return answer
   }
 
   /** Resolves when the connection has ended and its callbacks have been called. It never rejects. */

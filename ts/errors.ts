@@ -1,4 +1,5 @@
 import { getSystemErrorMap } from 'node:util'
+import { Cause } from './record.js'
 
 const MESSAGES = {
   ERR_NETPOLL_CONN_CLOSED: 'The connection is closed',
@@ -59,6 +60,17 @@ export function systemError(errno: number, syscall: string, address?: string, po
   return new NetpollError(code, `${syscall} ${what}${place}`, fields)
 }
 
+const CAUSES: Record<Exclude<Cause, Cause.DIAL_TIMEOUT>, ErrorCode> = {
+  [Cause.WRITE_TIMEOUT]: 'ERR_NETPOLL_WRITE_TIMEOUT',
+  [Cause.OUTPUT_LIMIT]: 'ERR_NETPOLL_OUTPUT_LIMIT',
+  [Cause.INPUT_LIMIT]: 'ERR_NETPOLL_INPUT_LIMIT',
+}
+
+/** What a negative cause of CLOSED stands for. */
+export function causeCode(cause: number): ErrorCode {
+  return CAUSES[cause as keyof typeof CAUSES]
+}
+
 /** What ends a connection from outside, so that a handler which fails with it is not to blame. */
 const CONNECTION_ENDS = new Set<unknown>([
   'ERR_NETPOLL_CONN_CLOSED',
@@ -81,4 +93,18 @@ const CONNECTION_ENDS = new Set<unknown>([
 export function isConnectionEnd(error: unknown, ended: boolean): boolean {
   const code = (error as { code?: unknown } | null | undefined)?.code
   return (ended && CONNECTION_ENDS.has(code)) || code === 'ERR_NETPOLL_READ_TIMEOUT'
+}
+
+/** Leaves an error to the process: as an unhandledRejection, or thrown after the batch. */
+export function uncaught(error: unknown, rejected: boolean): void {
+  if (rejected) void reject(error)
+  else {
+    process.nextTick(() => {
+      throw error
+    })
+  }
+}
+
+async function reject(error: unknown): Promise<never> {
+  throw error
 }

@@ -2,10 +2,12 @@
 export { configure, type Configuration } from './configuration.js'
 export type { Connection } from './connection.js'
 export type { Delimiter } from './delimiter.js'
+export type { Detached } from './detachment.js'
 export { Dialer, dialConnection, type DialOptions } from './dialer.js'
 export { NetpollError, type ErrorCode } from './errors.js'
 export { createEventLoop, type EventLoop, type EventLoopOptions, type ShutdownOptions } from './event_loop.js'
 export type { ConnectionOptions, OnConnect, OnDisconnect, OnRequest } from './handlers.js'
+export type { ConnectionStatistics } from './inquiry.js'
 export {
   createListener,
   listen,

@@ -1,26 +1,14 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { Connection } from './connection.js'
-import { isConnectionEnd, NetpollError, systemError, type ErrorCode } from './errors.js'
-import type { OnClose, OnConnect, OnDisconnect, OnRequest, Owner } from './handlers.js'
+import { causeCode, isConnectionEnd, NetpollError, systemError, uncaught, type ErrorCode } from './errors.js'
+import { Extras } from './extras.js'
+import type { OnRequest, Owner } from './handlers.js'
 import { Input } from './input.js'
 import type { Addresses } from './native.js'
 import { Output } from './output.js'
 import type { Poll } from './poll.js'
-import { Cause, Flag, Status, Submission, Timer } from './record.js'
+import { Flag, Status, Submission, Timer } from './record.js'
 import { State } from './state.js'
-
-/** What few connections have, or only near their end. */
-class Extras {
-  addresses: Addresses | null = null
-  closeCallbacks: OnClose[] | null = null
-  onConnect: OnConnect<unknown> | undefined = undefined
-  onDisconnect: OnDisconnect<unknown> | undefined = undefined
-  closed: Promise<void> | null = null
-  resolveClosed: (() => void) | null = null
-  /** What becomes of a handler's promise. */
-  fulfilled: ((value: unknown) => void) | null = null
-  rejected: ((error: unknown) => void) | null = null
-}
 
 /**
  * What a connection goes through between the poll's records and the handlers:
@@ -93,10 +81,16 @@ export class Lifecycle<Ctx = unknown> {
 
   /** @internal DATA */
   delivered(chunk: number, offset: number, length: number): void {
-    if ((this.state & State.CLOSING) !== 0) return this.poll.environment.memory.refuse(chunk, offset)
+    if ((this.state & State.CLOSING) !== 0) return this.deliveredLate(chunk, offset, length)
     ;(this.input ?? this.makeInput()).push(chunk, offset, length)
     this.state |= State.NEWS
     this.enqueue()
+  }
+
+  private deliveredLate(chunk: number, offset: number, length: number): void {
+    const { memory } = this.poll.environment
+    this.extras?.detachment?.push(memory.block(chunk, offset).bytes.subarray(offset, offset + length))
+    memory.refuse(chunk, offset)
   }
 
   /** @internal EOF */
@@ -110,12 +104,13 @@ export class Lifecycle<Ctx = unknown> {
   /** @internal CLOSED */
   closedWith(cause: number): void {
     if (cause < 0) {
-      const code = CAUSES[cause as keyof typeof CAUSES]
+      const code = causeCode(cause)
       if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, code)
       // Also of output that was to go out before the end of a close().
       else this.ending = code
     }
     this.errno = Math.max(cause, 0)
+    this.extras?.abandon(cause, (this.state & State.RESET) !== 0, this.failure())
     this.finalRead = this.poll.count(this.slot, Status.READ)
     this.finalSent = this.poll.count(this.slot, Status.SENT)
     this.peerEnded()
@@ -126,8 +121,21 @@ export class Lifecycle<Ctx = unknown> {
     this.loop.connectionClosed()
   }
 
+  /** @internal DETACHED: in the place of CLOSED. */
+  detached(fd: number): void {
+    // A poll that has died since has taken it along.
+    if (this.poll.environment.native.takeDetached(fd)) this.extras!.detachment!.complete(fd)
+    this.closedWith(0)
+  }
+
+  /** @internal INFO */
+  informed(info: Int32Array): void {
+    this.extras?.inquiries?.answer(this.poll, this.slot, info)
+  }
+
   /** @internal The poll itself is gone. */
   lost(code: ErrorCode): void {
+    this.extras?.detachment?.fail(new NetpollError(code))
     if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, code)
     this.closedWith(0)
   }
@@ -298,12 +306,9 @@ export class Lifecycle<Ctx = unknown> {
       try {
         this.asyncScope().runInAsyncScope(onError, undefined, error, this.self)
       } catch (thrown) {
-        throwLater(thrown)
+        uncaught(thrown, false)
       }
-    } else if (!isConnectionEnd(error, ended)) {
-      if (rejected) void reject(error)
-      else throwLater(error)
-    }
+    } else if (!isConnectionEnd(error, ended)) uncaught(error, rejected)
   }
 
   private finish(): void {
@@ -345,11 +350,12 @@ export class Lifecycle<Ctx = unknown> {
   // ---- the end
 
   /** @internal Our own end, or a limit's. What the kernel has not taken yet still goes out, except for RESET. */
-  shut(kind: Submission.CLOSE | Submission.RESET, code: ErrorCode): void {
+  shut(kind: Submission.CLOSE | Submission.RESET | Submission.DETACH, code: ErrorCode): void {
     this.put(kind, 0, 0, 0)
     this.state |= State.CLOSING | (kind === Submission.RESET ? State.RESET : 0)
     this.ending = code
     if (this.output !== null) this.output.refuse(code)
+    this.extras?.inquiries?.fail(this.failure())
     const { input } = this
     if (input === null) return
     input.refuse(code)
@@ -370,6 +376,7 @@ export class Lifecycle<Ctx = unknown> {
     if ((this.state & State.BUSY) === 0 && !pending) return false
     if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, 'ERR_NETPOLL_CONN_CLOSED')
     else this.put(Submission.RESET, 0, 0, 0)
+    this.state |= State.RESET
     return true
   }
 
@@ -466,12 +473,6 @@ export class Lifecycle<Ctx = unknown> {
   }
 }
 
-const CAUSES: Record<Exclude<Cause, Cause.DIAL_TIMEOUT>, ErrorCode> = {
-  [Cause.WRITE_TIMEOUT]: 'ERR_NETPOLL_WRITE_TIMEOUT',
-  [Cause.OUTPUT_LIMIT]: 'ERR_NETPOLL_OUTPUT_LIMIT',
-  [Cause.INPUT_LIMIT]: 'ERR_NETPOLL_INPUT_LIMIT',
-}
-
 type Step = (this: Connection) => unknown
 
 function callPrepare(this: Connection): void {
@@ -488,16 +489,4 @@ function callRequest(this: Connection): unknown {
 
 function isThenable(value: unknown): value is PromiseLike<unknown> {
   return typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
-}
-
-/** As an uncaught error, after the batch. */
-function throwLater(error: unknown): void {
-  process.nextTick(() => {
-    throw error
-  })
-}
-
-/** As an unhandledRejection. */
-async function reject(error: unknown): Promise<never> {
-  throw error
 }

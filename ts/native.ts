@@ -134,6 +134,8 @@ export interface NativeEnvironment {
   ): ListenSuccess | SystemFailure | AddressFailure
   /** Listens at an inherited descriptor; an AddressFailure when a listener has it already. */
   inherit(fd: number): ListenSuccess | SystemFailure | AddressFailure
+  /** Gives away the open descriptor that a DETACHED has named; false when it is closed already. */
+  takeDetached(fd: number): boolean
   serve(listener: number, options: ServeOptions): void
   closeListener(listener: number): void
   /** DIALED with this number tells what came of it. */

@@ -175,6 +175,10 @@ export class Poll {
         return this.connections[slot]!.timedOut(words[at + 3]!, words[at + 4]!)
       case Completion.UNPIN:
         return this.environment.native.unpin(slot)
+      case Completion.DETACHED:
+        return this.connections[slot]!.detached(words[at + 3]!)
+      case Completion.INFO:
+        return this.connections[slot]!.informed(words.subarray(at + 3, at + Size.RECORD))
       case Completion.LISTENER:
         return this.environment.listenerClosed(slot, words[at + 3]!)
       case Completion.DIALED:

@@ -39,6 +39,8 @@ export const enum Completion {
   TIMEOUT = 7,
   LISTENER = 8,
   DIALED = 9,
+  DETACHED = 11,
+  INFO = 12,
 }
 
 export const enum Submission {
@@ -55,6 +57,8 @@ export const enum Submission {
   CLOSE = 11,
   RESET = 12,
   ACK = 13,
+  DETACH = 15,
+  INFO = 16,
 }
 
 export const enum Timer {

@@ -34,6 +34,8 @@ pub(crate) struct Connection {
     pub(crate) deadlines: Deadlines,
     /// Set by a failed send; what the kernel still holds is read, then the connection closes with it.
     pub(crate) failure: Option<Cause>,
+    /// JavaScript wants the descriptor, open, as soon as all output is sent. Nothing is read any more.
+    pub(crate) is_leaving: bool,
 }
 
 impl Connection {
@@ -43,12 +45,13 @@ impl Connection {
             output: Output::default(),
             deadlines: Deadlines::new(limits, now),
             failure: None,
+            is_leaving: false,
         }
     }
 
     /// Whether the poll should read now.
     pub(crate) fn may_read(&self) -> bool {
-        if self.input.ended || self.output.finish == Finish::Close {
+        if self.input.ended || self.output.finish == Finish::Close || self.is_leaving {
             return false;
         }
         self.failure.is_some() || !self.input.paused && self.input.unread() < u64::from(self.input.mark)
@@ -64,7 +67,16 @@ impl Connection {
 
     /// Whether the descriptor can be closed.
     pub(crate) fn is_finished(&self) -> bool {
+        if self.is_leaving {
+            return self.failure.is_some();
+        }
         self.output.ended && (self.input.ended || self.output.finish == Finish::Close)
+    }
+
+    /// Whether the descriptor can be given away.
+    pub(crate) fn may_leave(&self) -> bool {
+        let is_sent = self.output.queue.is_empty() && !self.output.wants_fin();
+        self.is_leaving && self.failure.is_none() && is_sent
     }
 
     pub(crate) fn cause(&self) -> Cause {

@@ -1,6 +1,6 @@
 //! The system calls of open connections, and the records that tell of them.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,7 +17,7 @@ use crate::intake::{Intake, ReadSize};
 use crate::operators::Operator;
 use crate::record::{Cause, Completion, SocketOption};
 use crate::ring::Producer;
-use crate::sys::{self, IoVec};
+use crate::sys::{self, IoVec, TcpInfo};
 use crate::token::Subject;
 
 /// Reads of one connection in one visit: then the others have their turn.
@@ -58,6 +58,8 @@ pub(crate) enum Visit {
     Finished,
     /// The connection is over.
     Over(Cause),
+    /// Its descriptor is to be given away.
+    Leaving,
 }
 
 impl Io {
@@ -264,6 +266,25 @@ impl Io {
         operator.connection.output.progress(held, now)
     }
 
+    /// Tells JavaScript what the kernel knows of the connection; a round trip of -1 where that is nothing.
+    pub(crate) fn inform(&mut self, operator: &Operator) {
+        let token = operator.token;
+        let nothing = TcpInfo { rtt: u32::MAX, variance: 0, retransmits: 0, window: 0, unacked: 0 };
+        let TcpInfo { rtt, variance, retransmits, window, unacked } =
+            sys::tcp_info(operator.descriptor()).unwrap_or(nothing);
+        self.tell(Completion::Info { token, rtt, variance, retransmits, window, unacked });
+    }
+
+    /// Lets go of the descriptor, which stays open. The operator has been taken out of its slot.
+    pub(crate) fn release(&self, operator: Operator) -> OwnedFd {
+        let descriptor = operator.descriptor().as_raw_fd();
+        // Before anybody else has it: a registration would outlive our hold on the socket.
+        let _ = self.registry.deregister(&mut SourceFd(&descriptor));
+        operator.status.raise(StatusEntry::READ_ENDED | StatusEntry::WRITE_ENDED | StatusEntry::CLOSED);
+        operator.server.dismiss();
+        operator.into_descriptor()
+    }
+
     /// Closes the descriptor and tells JavaScript so. The operator has been taken out of its slot.
     pub(crate) fn close(&mut self, operator: &Operator, cause: Cause) {
         if operator.connection.output.finish == Finish::Close && !operator.connection.input.ended {
@@ -310,7 +331,9 @@ fn unacknowledged(operator: &Operator) -> u32 {
 }
 
 fn visit_end(operator: &Operator) -> Visit {
-    if operator.connection.is_finished() {
+    if operator.connection.may_leave() {
+        Visit::Leaving
+    } else if operator.connection.is_finished() {
         Visit::Over(operator.connection.cause())
     } else {
         Visit::Finished

@@ -26,6 +26,7 @@ mod border;
 mod connection;
 mod counters;
 mod dialer;
+mod handover;
 mod inbox;
 mod intake;
 mod io;

@@ -12,6 +12,7 @@ use crate::block::{BlockTable, Pressure};
 use crate::border::{Border, Doorbell, StatusEntry};
 use crate::connection::{Expired, Finish};
 use crate::counters::Counters;
+use crate::handover::Handover;
 use crate::inbox::Inboxes;
 use crate::io::{Io, Visit};
 use crate::operators::{Operator, Operators};
@@ -23,6 +24,7 @@ use crate::sys;
 use crate::timers::Timers;
 use crate::token::{Subject, Token};
 
+mod detachment;
 mod dials;
 mod listeners;
 mod scarcity;
@@ -78,6 +80,7 @@ pub(crate) struct Shared {
     pub(crate) table: Arc<BlockTable>,
     pub(crate) pins: Arc<PinTable>,
     pub(crate) inboxes: Arc<Inboxes>,
+    pub(crate) handover: Arc<Handover>,
     pub(crate) doorbell: Doorbell,
 }
 
@@ -217,6 +220,10 @@ impl Poll {
         if let Some(operator) = self.operators.close(token) {
             self.io.close(&operator, cause);
         }
+        self.rest_without_connections();
+    }
+
+    fn rest_without_connections(&mut self) {
         if self.operators.open() == 0 {
             self.io.intake.release();
         }
@@ -266,6 +273,7 @@ impl Poll {
                 Visit::Unfinished => mark_dirty(&mut self.dirty, operator),
                 Visit::Finished | Visit::Starved => {}
                 Visit::Over(cause) => self.close(token, cause),
+                Visit::Leaving => self.give_away(token),
             }
         }
     }
@@ -299,6 +307,7 @@ impl Poll {
                     return false;
                 }
                 Visit::Over(cause) => self.close(token, cause),
+                Visit::Leaving => self.give_away(token),
             }
         }
         more

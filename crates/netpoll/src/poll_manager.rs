@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc::{channel, Receiver};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,7 @@ use crate::block::BlockTable;
 use crate::border::{Border, Doorbell};
 use crate::counters::{Counters, PollStats};
 use crate::dialer::{DialOptions, Request};
+use crate::handover::Handover;
 use crate::inbox::{Command, Inboxes};
 use crate::listener::{ListenError, ListenOptions, Listener};
 use crate::pin::PinTable;
@@ -26,6 +27,7 @@ use crate::token::Subject;
 #[derive(Debug)]
 pub struct PollManager {
     inboxes: Arc<Inboxes>,
+    handover: Arc<Handover>,
     counters: Vec<Arc<Counters>>,
     listeners: Mutex<HashMap<u32, Entry>>,
     next_listener: AtomicU32,
@@ -83,12 +85,14 @@ impl PollManager {
         let stop = Arc::new(AtomicBool::new(false));
         let manager = PollManager {
             inboxes: inboxes.clone(),
+            handover: Arc::default(),
             counters: borders.iter().map(|_| Arc::default()).collect(),
             listeners: Mutex::default(),
             next_listener: AtomicU32::new(0),
             threads: Mutex::new(Threads { stop: stop.clone(), done, running: 0, handles: Vec::new() }),
         };
-        let shared = Shared { table: table.clone(), pins: pins.clone(), inboxes, doorbell: doorbell.clone() };
+        let (table, pins, handover) = (table.clone(), pins.clone(), manager.handover.clone());
+        let shared = Shared { table, pins, inboxes, handover, doorbell: doorbell.clone() };
         for (index, ((mio, border), counters)) in
             polls.into_iter().zip(borders).zip(&manager.counters).enumerate()
         {
@@ -120,6 +124,11 @@ impl PollManager {
     /// Accepts at a listening socket that another process has opened. It is this one's from then on.
     pub fn inherit(&self, descriptor: RawFd) -> Result<Listening, ListenError> {
         self.keep(|id| Listener::inherit(id, descriptor))
+    }
+
+    /// The descriptor that a DETACHED record has named, open. `None` when its poll is gone.
+    pub fn take_detached(&self, descriptor: RawFd) -> Option<OwnedFd> {
+        self.handover.take(descriptor)
     }
 
     fn keep(

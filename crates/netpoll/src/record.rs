@@ -61,6 +61,8 @@ pub(crate) enum Completion {
     Timeout { token: Token, which: Deadline, sequence: u32 },
     Listener { id: u32, cause: Cause },
     Dialed { token: Token, dial: u32, cause: Cause, place: u32 },
+    Detached { token: Token, descriptor: u32 },
+    Info { token: Token, rtt: u32, variance: u32, retransmits: u32, window: u32, unacked: u32 },
 }
 
 /// A record from JavaScript to the poll.
@@ -79,6 +81,8 @@ pub(crate) enum Submission {
     Close { token: Token },
     Reset { token: Token },
     Ack { token: Token },
+    Detach { token: Token },
+    Info { token: Token },
 }
 
 /// An option of an open connection's socket.
@@ -103,13 +107,21 @@ impl Completion {
             Completion::Dialed { token, dial, cause, place } => {
                 record(9, token, [dial, cause.0 as u32, place])
             }
+            Completion::Detached { token, descriptor } => record(11, token, [descriptor, 0, 0]),
+            Completion::Info { token, rtt, variance, retransmits, window, unacked } => {
+                record(12, token, [rtt, variance, retransmits, window, unacked])
+            }
         }
     }
 }
 
-fn record(kind: u32, token: Token, arguments: [u32; 3]) -> Record {
-    let [first, second, third] = arguments;
-    [kind, token.slot, token.generation, first, second, third, 0, 0]
+fn record<const N: usize>(kind: u32, token: Token, arguments: [u32; N]) -> Record {
+    const { assert!(N <= RECORD_WORDS - 3) };
+    let mut record = [kind, token.slot, token.generation, 0, 0, 0, 0, 0];
+    for (word, argument) in record.iter_mut().skip(3).zip(arguments) {
+        *word = argument;
+    }
+    record
 }
 
 impl Submission {
@@ -134,6 +146,8 @@ impl Submission {
             11 => Submission::Close { token },
             12 => Submission::Reset { token },
             13 => Submission::Ack { token },
+            15 => Submission::Detach { token },
+            16 => Submission::Info { token },
             _ => return None,
         })
     }

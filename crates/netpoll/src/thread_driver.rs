@@ -112,7 +112,13 @@ mod tests {
             };
             let doorbell = Doorbell::new(scheduled, Arc::new(ring));
             let (table, pins) = (BlockTable::new(8 << 20), PinTable::new());
-            let shared = Shared { table, pins, inboxes: inboxes.clone(), doorbell: doorbell.clone() };
+            let shared = Shared {
+                table,
+                pins,
+                inboxes: inboxes.clone(),
+                handover: Arc::default(),
+                doorbell: doorbell.clone(),
+            };
             let poll = Poll::new(0, mio, border, shared, Arc::default()).unwrap();
             let (sender, done) = channel();
             let thread = spawn(0, poll, Post { stop: stop.clone(), done: sender, border, doorbell }).unwrap();

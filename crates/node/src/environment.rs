@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::os::fd::IntoRawFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -176,6 +177,12 @@ impl Environment {
     #[napi(catch_unwind)]
     pub fn inherit(&self, descriptor: i32) -> ListenOutcome {
         listen_outcome(self.manager.inherit(descriptor))
+    }
+
+    /// Gives away the open descriptor that a DETACHED has named. False when its poll is gone, and it with that.
+    #[napi(catch_unwind)]
+    pub fn take_detached(&self, descriptor: i32) -> bool {
+        self.manager.take_detached(descriptor).map(IntoRawFd::into_raw_fd).is_some()
     }
 
     /// Accepts from a listener on behalf of an event loop; all listeners of one loop count together.

@@ -34,6 +34,8 @@ impl Poll {
             Submission::SendPin { token, pin } => self.send_pin(token, pin),
             Submission::End { token } => self.finish(token, Finish::End),
             Submission::Close { token } => self.finish(token, Finish::Close),
+            Submission::Detach { token } => self.detach(token),
+            Submission::Info { token } => self.inform(token),
             Submission::WatchDrain { token, target } => self.watch(token, target),
             Submission::Timer { token, which, milliseconds, sequence } => self.change(token, |operator| {
                 operator.connection.deadlines.set(which, milliseconds, sequence, now)
@@ -87,6 +89,12 @@ impl Poll {
         let Some(operator) = self.operators.get_mut(token) else { return false };
         operator.connection.output.finish(finish);
         mark_dirty(&mut self.dirty, operator);
+        true
+    }
+
+    fn inform(&mut self, token: Token) -> bool {
+        let Some(operator) = self.operators.get_mut(token) else { return false };
+        self.io.inform(operator);
         true
     }
 

@@ -7,6 +7,7 @@ mod bell;
 mod closing;
 mod deadlines;
 mod desk;
+mod detaching;
 mod dialing;
 mod memory;
 mod peer;

@@ -11,7 +11,7 @@ pub use inherited::inherited_listener;
 pub use memory::{memory_limit, Mapping};
 pub use socket::{
     abort_on_close, accept, discard_input, read_vectored, receive_cut, send_vectored, set_user_timeout,
-    shutdown_write, unacknowledged, IoVec,
+    shutdown_write, tcp_info, unacknowledged, IoVec, TcpInfo,
 };
 
 /// Error numbers that mean something to the modules above.

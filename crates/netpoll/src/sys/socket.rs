@@ -113,6 +113,38 @@ pub fn set_user_timeout(fd: BorrowedFd<'_>, ms: u32) -> io::Result<()> {
     SockRef::from(&fd).set_tcp_user_timeout(Some(Duration::from_millis(ms.into())))
 }
 
+/// What the kernel tells of a TCP connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TcpInfo {
+    /// Smoothed round trip time, in microseconds.
+    pub rtt: u32,
+    /// Its mean deviation, in microseconds.
+    pub variance: u32,
+    /// Segments ever sent again.
+    pub retransmits: u32,
+    /// Congestion window, in segments.
+    pub window: u32,
+    /// Segments sent and not acknowledged.
+    pub unacked: u32,
+}
+
+/// An error for what is no TCP socket.
+pub fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<TcpInfo> {
+    // SAFETY: zeros are a valid tcp_info; a kernel that knows fewer fields leaves the others as they are.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut len = mem::size_of_val(&info) as libc::socklen_t;
+    let (start, level, name) = (ptr::from_mut(&mut info).cast(), libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: `info` has `len` bytes, and the kernel writes no more than that.
+    unsafe { syscall!(getsockopt(fd.as_raw_fd(), level, name, start, &mut len)) }?;
+    Ok(TcpInfo {
+        rtt: info.tcpi_rtt,
+        variance: info.tcpi_rttvar,
+        retransmits: info.tcpi_total_retrans,
+        window: info.tcpi_snd_cwnd,
+        unacked: info.tcpi_unacked,
+    })
+}
+
 /// Bytes that the kernel holds because the peer has not acknowledged them (TCP) or read them (unix).
 pub fn unacknowledged(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let mut bytes: libc::c_int = 0;
@@ -290,6 +322,16 @@ mod tests {
         assert_eq!(receive_cut(b.as_fd(), &[iovec(&mut bytes)]).unwrap(), (3, false));
         drop(a);
         assert_eq!(receive_cut(b.as_fd(), &[iovec(&mut bytes)]).unwrap(), (0, false));
+    }
+
+    #[test]
+    fn the_kernel_tells_of_a_tcp_connection_and_of_no_other() {
+        let (mut a, b) = tcp_pair();
+        a.write_all(&[1]).unwrap();
+        (&b).read_exact(&mut [0]).unwrap();
+        let info = tcp_info(a.as_fd()).unwrap();
+        assert!(info.rtt > 0 && info.window > 0 && info.retransmits == 0, "{info:?}");
+        assert!(tcp_info(UnixStream::pair().unwrap().0.as_fd()).is_err());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::border::{Border, Doorbell};
 use crate::connection::Limits;
 use crate::counters::{Counters, PollStats};
 use crate::dialer::{DialOptions, Request};
+use crate::handover::Handover;
 use crate::inbox::{Command, Inboxes};
 use crate::listener::{ListenOptions, Listener};
 use crate::operators::Operator;
@@ -46,6 +47,8 @@ pub(super) mod submission {
     pub(crate) const CLOSE: u32 = 11;
     pub(crate) const RESET: u32 = 12;
     pub(crate) const ACK: u32 = 13;
+    pub(crate) const DETACH: u32 = 15;
+    pub(crate) const INFO: u32 = 16;
 }
 use submission::*;
 
@@ -109,6 +112,10 @@ pub(super) struct Book {
     pub(super) drained: usize,
     /// Kind and sequence.
     pub(super) timeouts: Vec<(u32, u32)>,
+    /// Round trip, its deviation, retransmits.
+    pub(super) infos: Vec<[u32; 3]>,
+    /// Its descriptor has been given away, and can be taken from the handover.
+    pub(super) detached: Option<i32>,
     is_acknowledged: bool,
     /// By the desk, when the test was over.
     is_told_to_end: bool,
@@ -158,6 +165,7 @@ pub(super) struct Desk {
     pub(super) pins: Arc<PinTable>,
     pub(super) server: Arc<Server>,
     pub(super) inboxes: Arc<Inboxes>,
+    pub(super) handover: Arc<Handover>,
     pub(super) now: Instant,
     pub(super) budget: Budget,
     pub(super) manners: Manners,
@@ -196,7 +204,14 @@ impl Desk {
         let waker = |poll: &mio::Poll| mio::Waker::new(poll.registry(), Subject::Waker.mio()).unwrap();
         let inboxes = Arc::new(Inboxes::new(polls.iter().map(waker).collect()));
         let doorbell = Doorbell::new(scheduled, ring);
-        let shared = Shared { table: table.clone(), pins: pins.clone(), inboxes: inboxes.clone(), doorbell };
+        let handover = Arc::<Handover>::default();
+        let shared = Shared {
+            table: table.clone(),
+            pins: pins.clone(),
+            inboxes: inboxes.clone(),
+            handover: handover.clone(),
+            doorbell,
+        };
         let seat = |(index, mio)| Seat::new(index, mio, &plan, shared.clone());
         Desk {
             seats: polls.into_iter().enumerate().map(seat).collect(),
@@ -204,6 +219,7 @@ impl Desk {
             pins,
             server: Arc::new(Server::new(7, plan.limits, plan.max_connections, plan.announce_accept)),
             inboxes,
+            handover,
             now: Instant::now(),
             budget: Budget::default(),
             manners: Manners { gives_back: true, credits: true, acknowledges: true },
@@ -391,6 +407,8 @@ impl Desk {
                     4 => self.note_closed(book, first as i32),
                     5 => page.drained += 1,
                     7 => page.timeouts.push((first, second)),
+                    11 => self.note_detached(book, first as i32),
+                    12 => page.infos.push([first, second, third]),
                     _ => panic!("no record is of kind {kind}"),
                 }
             }
@@ -429,6 +447,8 @@ impl Desk {
             closed: None,
             drained: 0,
             timeouts: Vec::new(),
+            infos: Vec::new(),
+            detached: None,
             is_acknowledged: false,
             is_told_to_end: false,
         });
@@ -451,6 +471,11 @@ impl Desk {
         if self.manners.credits {
             self.put(book, INPUT, [lent.length, self.server.limits.read_high_water_mark, 0]);
         }
+    }
+
+    fn note_detached(&mut self, book: usize, descriptor: i32) {
+        self.books[book].detached = Some(descriptor);
+        self.note_closed(book, 0);
     }
 
     fn note_closed(&mut self, book: usize, cause: i32) {

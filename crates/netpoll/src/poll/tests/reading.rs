@@ -206,6 +206,7 @@ fn nothing_to_do_means_no_deadline_and_no_more() {
     assert_eq!((desk.seats[0].left.next_deadline, desk.seats[0].left.more), (None, false));
     assert_eq!(desk.stats(0).reads, 1, "a short read was the last, whatever is consumed then");
 }
+
 #[test]
 fn what_is_behind_urgent_data_is_read_without_a_further_event() {
     let mut desk = Desk::default();
