@@ -27,16 +27,29 @@ async function churn(port) {
 test(`${CYCLES} connect, request, close cycles leak no descriptor, no block and no slot`, async (t) => {
   let opened = 0
   let ended = 0
+  let disordered = 0
+  /** Each hook of a connection finds it where the one before has left it. */
+  const step = (context, from, to) => {
+    if (!from.includes(context.step)) disordered++
+    context.step = to
+  }
   const server = serve(
-    ({ reader, writer }) => {
+    ({ reader, writer, context }) => {
+      step(context, ['connected', 'requested'], 'requested')
       writer.append(reader)
       writer.flush()
     },
     {
       onPrepare: (connection) => {
         opened++
-        connection.addCloseCallback(() => ended++)
+        connection.addCloseCallback(({ context }) => {
+          step(context, ['disconnected'], 'closed')
+          ended++
+        })
+        return { step: 'prepared' }
       },
+      onConnect: (connection, context) => step(context, ['prepared'], 'connected'),
+      onDisconnect: (connection, context) => step(context, ['connected', 'requested'], 'disconnected'),
       onError: (error) => t.is(error.code, 'ECONNRESET'),
     },
   )
@@ -49,6 +62,7 @@ test(`${CYCLES} connect, request, close cycles leak no descriptor, no block and 
     memory ||= process.memoryUsage.rss()
   }
   t.is(ended, opened)
+  t.is(disordered, 0)
   await settled()
   await until(() => descriptors() === before.descriptors, 'descriptors are back')
   t.true(stats().blocksOut <= before.blocks, `${stats().blocksOut} blocks`)

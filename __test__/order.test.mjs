@@ -1,5 +1,6 @@
 // Semantics 1: in which order a connection's callbacks come, and that each comes once.
 
+import { closeSync } from 'node:fs'
 import test from 'ava'
 import { setImmediate } from 'node:timers/promises'
 import { createEventLoop, createListener } from '../index.js'
@@ -215,6 +216,12 @@ const ENDS = {
   "the peer's RST": (connection, socket) => socket.resetAndDestroy(),
   'close()': (connection) => connection.close(),
   'reset()': (connection) => connection.reset(),
+  'detach()': async (connection) => closeSync((await connection.detach()).fd),
+  'a write timeout': (connection) => {
+    connection.setWriteTimeout(1)
+    connection.writer.writeBinary(Buffer.alloc(30_000_000))
+    connection.writer.flush()
+  },
   "end() and the peer's FIN": (connection, socket) => {
     connection.end()
     socket.end()
@@ -251,11 +258,50 @@ for (const [name, end] of Object.entries(ENDS)) {
     const socket = await connect(port)
     await until(() => connection !== undefined)
     await settled()
-    end(connection, socket)
+    await end(connection, socket)
     await connection.closed
     await settled()
     t.deepEqual(calls, ['disconnect', 'third', 'second', 'first'])
     t.is(loop.connections, 0)
+    socket.destroy()
+  })
+}
+
+/** Ends that do not wait for a handler that runs. */
+const SUDDEN = [
+  "the peer's RST",
+  'close()',
+  'reset()',
+  'detach()',
+  'a write timeout',
+  "end() and the peer's FIN",
+]
+
+for (const name of SUDDEN) {
+  test(`onDisconnect and the close callbacks wait for the running request after ${name}`, async (t) => {
+    const calls = []
+    const leave = deferred()
+    const { port, stop, loop } = serve(
+      async (connection) => {
+        connection.reader.skip(1)
+        connection.addCloseCallback(() => void calls.push('close'))
+        calls.push('request')
+        void ENDS[name](connection, socket)
+        await leave.promise
+        calls.push('end')
+      },
+      { onDisconnect: () => void calls.push('disconnect') },
+    )
+    t.teardown(stop)
+    const socket = await connect(port)
+    socket.write('x')
+    await until(() => calls.length === 1)
+    await until(() => loop.connections === 0)
+    await settled()
+    t.deepEqual(calls, ['request'])
+    leave.resolve()
+    await until(() => calls.length === 4)
+    t.deepEqual(calls, ['request', 'end', 'disconnect', 'close'])
     socket.destroy()
   })
 }
