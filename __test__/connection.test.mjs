@@ -10,6 +10,7 @@ import test from 'ava'
 import { createEventLoop, createListener } from '../index.js'
 import { connect, deferred, outcome, pair, send, serve, settled, take, until } from './fixtures/peer.mjs'
 import { end, start } from './fixtures/program.mjs'
+import { optionsOf } from './fixtures/socket_options.mjs'
 
 const echo = ({ reader, writer }) => {
   writer.append(reader)
@@ -217,15 +218,55 @@ test('setKeepAlive() turns probes on, with their delay, and off', async (t) => {
   t.notRegex(socketOf(connection), /keepalive/)
 })
 
-test('setNoDelay() and setUserTimeout() leave the connection as it is', async (t) => {
-  const { connection, reader, peer } = await pair(t)
-  connection.setNoDelay()
-  connection.setNoDelay(false)
-  connection.setUserTimeout(1000)
-  connection.setUserTimeout(0)
-  await send(peer, 'x')
-  await reader.waitRead(1)
-  t.true(connection.isActive())
+test('setNoDelay(), setUserTimeout() and setKeepAlive() are set, and unset again', async (t) => {
+  const options = async (set) => {
+    const { connection } = await pair(t)
+    set(connection)
+    return optionsOf((await connection.detach()).fd)
+  }
+  const before = await options(() => undefined)
+  t.like(before, { noDelay: 1, userTimeout: 0, keepAlive: 0 })
+  const changed = await options((connection) => {
+    connection.setNoDelay(false)
+    connection.setUserTimeout(1234)
+    connection.setKeepAlive(true, 100_999)
+  })
+  t.deepEqual(changed, { ...before, noDelay: 0, userTimeout: 1234, keepAlive: 1, keepIdle: 100 })
+  const back = await options((connection) => {
+    connection.setNoDelay(false)
+    connection.setNoDelay()
+    connection.setUserTimeout(1234)
+    connection.setUserTimeout(0)
+    connection.setKeepAlive(true)
+    connection.setKeepAlive()
+  })
+  t.deepEqual(back, before)
+})
+
+test('the options of a listener are those of its connections', async (t) => {
+  for (const [given, expected] of [
+    [
+      { noDelay: false, keepAlive: true },
+      { noDelay: 0, keepAlive: 1 },
+    ],
+    // The kernel doubles both.
+    [
+      { recvBuffer: 20_000, sendBuffer: 30_000 },
+      { noDelay: 1, recvBuffer: 40_000, sendBuffer: 60_000 },
+    ],
+  ]) {
+    const listener = createListener('tcp', '127.0.0.1:0', given)
+    const detached = deferred()
+    const loop = createEventLoop(undefined, {
+      onConnect: (connection) => void connection.detach().then(detached.resolve, detached.reject),
+    })
+    const served = loop.serve(listener)
+    const peer = await connect(listener.address().port)
+    t.like(optionsOf((await detached.promise).fd), expected)
+    peer.destroy()
+    await loop.shutdown()
+    await served
+  }
 })
 
 test('the options of TCP harm no unix connection', async (t) => {
