@@ -176,6 +176,21 @@ test('localAddress is where the connection comes from, with and without a port',
   for (const connection of [first, second]) connection.close()
 })
 
+test('a local port can be used again at once for another server', async (t) => {
+  const servers = [await netServer(t), await netServer(t)]
+  const localAddress = `127.0.0.1:${await closedPort()}`
+  for (const server of servers) {
+    const connection = await dialConnection('tcp', server.address, { localAddress })
+    // Who closes first keeps the port in TIME_WAIT.
+    connection.close()
+    await connection.closed
+    await until(() => server.accepted.length === 1)
+    server.accepted[0].end()
+    await once(server.accepted[0].resume(), 'close')
+  }
+  t.pass()
+})
+
 test('a local address that is not ours, or in use, is told as bind', async (t) => {
   const server = await netServer(t)
   const elsewhere = await t.throwsAsync(

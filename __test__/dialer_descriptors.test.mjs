@@ -90,23 +90,25 @@ test.serial('100 dials that nobody answers within 1 ms leave nothing', async (t)
   t.is(stats().connections, 0)
 })
 
-test.serial('100 dials that are refused, and 100 that are aborted, leave nothing', async (t) => {
+test.serial('100 dials that are refused, and 200 that are aborted, leave nothing', async (t) => {
   const listener = createListener('tcp', '127.0.0.1:0')
   const address = `127.0.0.1:${listener.address().port}`
   listener.close()
   const server = serve(echo)
   t.teardown(server.stop)
+  const silent = createListener('tcp', '127.0.0.1:0', { backlog: 1 })
+  t.teardown(() => silent.close())
   await leaksNothing(async () => {
     const refused = Array.from({ length: 100 }, () => dialAndClose('tcp', address))
     t.deepEqual(await counts(refused), { ECONNREFUSED: 100 })
     const controller = new AbortController()
     const { signal } = controller
     setMaxListeners(0, signal)
-    const aborted = Array.from({ length: 100 }, () =>
-      dialAndClose('tcp', `127.0.0.1:${server.port}`, { signal }),
+    const aborted = [server.port, silent.address().port].flatMap((port) =>
+      Array.from({ length: 100 }, () => dialConnection('tcp', `127.0.0.1:${port}`, { signal })),
     )
     controller.abort(new Error('aborted'))
-    t.deepEqual(await counts(aborted), { aborted: 100 })
+    t.deepEqual(await counts(aborted), { aborted: 200 })
     await until(() => stats().connections === 0)
   })
 })

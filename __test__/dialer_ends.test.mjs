@@ -2,10 +2,12 @@
 // before there is one.
 
 import dns from 'node:dns/promises'
+import { getEventListeners } from 'node:events'
 import { setImmediate } from 'node:timers/promises'
 import test from 'ava'
 import { createListener, Dialer, dialConnection } from '../index.js'
 import { deferred, dialed, netServer, outcome, serve, take, until } from './fixtures/peer.mjs'
+import { start } from './fixtures/program.mjs'
 
 const DIALS = 100
 const reason = new Error('on purpose')
@@ -74,14 +76,26 @@ test('iteration gives what comes until the end', async (t) => {
   await connection.closed
 })
 
-test('a request that is flushed at once goes out although the server has finished sending already', async (t) => {
-  const server = await netServer(t, (socket) => socket.end())
-  for (let dial = 0; dial < 20; dial++) {
-    const connection = await dialConnection('tcp', server.address)
+test('whoever has dialed comes first, also when the server has finished sending in the meantime', async (t) => {
+  // A server of its own process, which goes on while this one is busy.
+  const child = start(`
+    const server = net.createServer({ allowHalfOpen: true }, (socket) => {
+      socket.end()
+      socket.on('data', (bytes) => process.stdout.write(bytes))
+    })
+    server.listen(0, '127.0.0.1', () => console.log(server.address().port))
+  `)
+  t.teardown(() => void child.kill())
+  const told = child.stdout.setEncoding('utf8')[Symbol.asyncIterator]()
+  const address = `127.0.0.1:${Number((await told.next()).value)}`
+  for (let round = 0; round < 5; round++) {
+    const dial = dialConnection('tcp', address)
+    busy()
+    const connection = await dial
+    t.true(connection.writable)
     connection.writer.writeString('request')
-    connection.writer.flush()
-    await until(() => server.accepted.length > dial)
-    t.is(String(await take(server.accepted[dial], 7)), 'request')
+    t.true(connection.writer.flush())
+    t.is((await told.next()).value, 'request')
     await connection.closed
   }
 })
@@ -279,6 +293,23 @@ test.serial('the timeout and the signal hold while the name is resolved', async 
   t.is(server.accepted.length, 1, 'nobody was dialed for those that had given up')
 })
 
+test.serial('what resolving has used of the timeout is not there for connecting', async (t) => {
+  const address = (await silent(t, 'tcp')).replace('127.0.0.1', 'some.name')
+  const [{ lookup }, { now }] = [dns, performance]
+  dns.lookup = () => {
+    performance.now = () => now.call(performance) + 1e9 - 1
+    return Promise.resolve([{ address: '127.0.0.1', family: 4 }])
+  }
+  try {
+    await t.throwsAsync(dialConnection('tcp', address, { timeout: 1e9 }), {
+      code: 'ERR_NETPOLL_DIAL_TIMEOUT',
+    })
+  } finally {
+    dns.lookup = lookup
+    performance.now = now
+  }
+})
+
 test('a dial that is aborted when it has just succeeded leaves nothing behind, and no handler runs', async (t) => {
   const server = await netServer(t, (socket) => socket.write('hello'))
   const counts = { aborted: 0, connected: 0 }
@@ -310,9 +341,9 @@ test('a dial that is aborted when it has just succeeded leaves nothing behind, a
 test('an abort that comes while DIALED waits in the ring closes the connection', async (t) => {
   const server = await netServer(t)
   const controller = new AbortController()
-  const dial = dialConnection('tcp', server.address, { signal: controller.signal })
-  // The JavaScript thread sees nothing of what the poll has done meanwhile.
-  for (const end = Date.now() + 50; Date.now() < end;);
+  const onDisconnect = () => t.fail('there was no connection for anybody')
+  const dial = dialConnection('tcp', server.address, { signal: controller.signal, onDisconnect })
+  busy()
   controller.abort(reason)
   t.is(await rejection(dial), reason)
   await until(() => server.accepted.length === 1)
@@ -325,6 +356,7 @@ test('an abort after the dial has no effect', async (t) => {
   controller.abort(reason)
   await setImmediate()
   t.true(connection.isActive())
+  t.is(getEventListeners(controller.signal, 'abort').length, 0)
 })
 
 test(`${DIALS} dials with a timeout of 1 ms: each connects or is DIAL_TIMEOUT`, async (t) => {
@@ -341,6 +373,11 @@ test(`${DIALS} dials with a timeout of 1 ms: each connects or is DIAL_TIMEOUT`, 
   for (const { reason: error } of failed) t.is(error.code, 'ERR_NETPOLL_DIAL_TIMEOUT')
   t.is(results.length, DIALS)
 })
+
+/** Meanwhile the poll works, and JavaScript hears nothing of it. */
+function busy() {
+  for (const end = Date.now() + 50; Date.now() < end;);
+}
 
 function rejection(promise) {
   return promise.then(
