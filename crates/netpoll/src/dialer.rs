@@ -1,7 +1,7 @@
 //! A dial and its sockets: connects to the addresses that its [`race`](crate::race) names.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -134,21 +134,17 @@ impl Dial {
         self.race.due()
     }
 
-    /// Does what is due, and makes an end of all other attempts when it is over.
+    /// Does what is due. When it is over, dropping this makes an end of all other attempts.
     pub(crate) fn advance(&mut self, registry: &Registry, now: Instant) -> Progress {
         loop {
             match self.race.step(now) {
                 Step::Wait => return Progress::Racing,
                 Step::Try(address) => {
                     if let Some(won) = self.attempt(address, registry, now) {
-                        self.drop_attempts(registry);
                         return Progress::Won(won);
                     }
                 }
-                Step::Lost(failure) => {
-                    self.drop_attempts(registry);
-                    return Progress::Lost(failure);
-                }
+                Step::Lost(failure) => return Progress::Lost(failure),
             }
         }
     }
@@ -166,14 +162,9 @@ impl Dial {
             return None;
         }
         let Attempt { socket, .. } = self.attempts.swap_remove(place);
-        forget(&socket, registry);
-        let won = self.settle(outcome, socket, address, now)?;
-        self.drop_attempts(registry);
-        Some(won)
-    }
-
-    pub(crate) fn drop_attempts(&mut self, registry: &Registry) {
-        self.attempts.drain(..).for_each(|attempt| forget(&attempt.socket, registry));
+        // As a connection it is registered anew. It cannot fail for a descriptor that is registered.
+        let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
+        self.settle(outcome, socket, address, now)
     }
 
     fn attempt(&mut self, address: usize, registry: &Registry, now: Instant) -> Option<Accepted> {
@@ -256,10 +247,4 @@ fn look(socket: &Socket, address: usize) -> Outcome {
 
 fn remote(address: usize) -> impl FnOnce(io::Error) -> Failure {
     move |error| Failure { cause: Cause::of(&error), place: Place::Remote(address) }
-}
-
-/// A duplicate in a child would keep firing.
-fn forget(socket: &Socket, registry: &Registry) {
-    // It fails only for a descriptor that is not registered.
-    let _ = registry.deregister(&mut SourceFd(&socket.as_fd().as_raw_fd()));
 }

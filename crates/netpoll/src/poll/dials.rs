@@ -42,30 +42,23 @@ impl Poll {
 
     /// Each dial has one answer: this one, unless it was given already.
     pub(super) fn cancel_dial(&mut self, id: u32) {
-        if let Some(dial) = self.dials.by_id.get_mut(&id) {
-            dial.drop_attempts(&self.io.registry);
+        if self.dials.by_id.contains_key(&id) {
             self.lose(id, Failure { cause: Cause::CANCELED, place: Place::Local });
         }
     }
 
     pub(super) fn take_dial_events(&mut self, now: Instant) {
-        for place in 0..self.dials.told.len() {
-            let Some((id, attempt)) = self.dials.told.get(place).copied() else { break };
+        for (id, attempt) in std::mem::take(&mut self.dials.told) {
             let Some(dial) = self.dials.by_id.get_mut(&id) else { continue };
             match dial.take_event(usize::from(attempt), &self.io.registry, now) {
                 Some(won) => self.win(id, won, now),
                 None => self.advance_dial(id, now),
             }
         }
-        self.dials.told.clear();
     }
 
     pub(super) fn expire_dial(&mut self, id: u32, now: Instant) {
         let Some(dial) = self.dials.by_id.get_mut(&id) else { return };
-        if dial.armed.is_some_and(|armed| armed > now) {
-            // An entry from before something became due earlier: another one looks at what is left.
-            return;
-        }
         dial.armed = None;
         self.advance_dial(id, now);
     }
