@@ -97,22 +97,34 @@ test('a unix socket of node:net', async (t) => {
   server.close()
 })
 
-const loopbacks = { '127.0.0.1': 'tcp4', '::1': 'tcp6' }
-for (const [host, network] of Object.entries(loopbacks)) {
+const loopbacks = { '127.0.0.1': ['tcp4', '::1'], '::1': ['tcp6', '127.0.0.1'] }
+
+for (const [host, [network, other]] of Object.entries(loopbacks)) {
   test(`localhost finds a server that listens at ${host} only`, async (t) => {
-    const server = net.createServer((socket) => socket.end('hello')).listen(0, host)
-    await Promise.race([once(server, 'listening'), once(server, 'error')])
-    if (!server.listening) return t.pass('there is no such family here')
-    const { port } = server.address()
-    t.teardown(() => server.close())
+    const server = await aloneAt(t, host, other)
+    if (server === null) return t.pass('there is no such family here')
     for (const which of ['tcp', network]) {
-      const connection = await dialConnection(which, `localhost:${port}`)
+      const connection = await dialConnection(which, `localhost:${server.address().port}`)
       t.is(connection.remoteAddress, host)
       await connection.reader.waitRead(5)
       t.is(connection.reader.readString(5), 'hello')
       await connection.closed
     }
   })
+}
+
+/** A server at a port of `host` at which nobody else listens at `other`. */
+async function aloneAt(t, host, other) {
+  for (;;) {
+    const server = net.createServer((socket) => socket.end('hello')).listen(0, host)
+    t.teardown(() => server.close())
+    await once(server, 'listening').catch(() => undefined)
+    if (!server.listening) return null
+    const somebody = net.connect(server.address().port, other)
+    const isTaken = await once(somebody, 'connect').catch(() => false)
+    somebody.destroy()
+    if (!isTaken) return server
+  }
 }
 
 test.serial(
@@ -246,9 +258,9 @@ test('handlers run in the asynchronous context of the dial', async (t) => {
   const seen = await storage.run('of the dial', async () => {
     const stores = []
     const connection = await dialConnection('tcp', `127.0.0.1:${server.port}`, {
-      onRequest: (connection) => {
+      onRequest: (client) => {
         stores.push(storage.getStore())
-        connection.close()
+        client.close()
       },
       onDisconnect: () => void stores.push(storage.getStore()),
     })

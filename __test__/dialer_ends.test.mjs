@@ -19,28 +19,29 @@ const echo = ({ reader, writer }) => {
 
 // ---- handlers
 
+function ask(writer) {
+  writer.writeString('echo')
+  writer.flush()
+}
+
 test('onRequest, onDisconnect and close callbacks run in order, each once, as for a server', async (t) => {
   const events = []
   const server = serve(echo)
   t.teardown(server.stop)
   const connection = await dialConnection('tcp', `127.0.0.1:${server.port}`, {
-    onRequest: (connection, context) => {
-      const { reader } = connection
-      t.is(context, connection.context)
+    onRequest: (client, context) => {
+      const { reader } = client
+      t.is(context, client.context)
       events.push(reader.readString(reader.length))
-      if (events.length === 3) connection.close()
-      else ask(connection)
+      if (events.length === 3) client.close()
+      else ask(client.writer)
     },
     onDisconnect: () => void events.push('onDisconnect'),
   })
-  const ask = ({ writer }) => {
-    writer.writeString('echo')
-    writer.flush()
-  }
   connection.context = 'mine'
   connection.addCloseCallback(() => events.push('added first'))
   connection.addCloseCallback(() => events.push('added last'))
-  ask(connection)
+  ask(connection.writer)
   await connection.closed
   t.deepEqual(events, ['echo', 'echo', 'echo', 'onDisconnect', 'added last', 'added first'])
 })
@@ -51,7 +52,7 @@ test('a handler that throws closes its connection and is told to onError', async
     onRequest: () => {
       throw reason
     },
-    onError: (error, connection) => told.resolve([error, connection]),
+    onError: (...args) => told.resolve(args),
   })
   peer.write('x')
   t.deepEqual(await told.promise, [reason, connection])

@@ -47,6 +47,18 @@ fn full(host: [u8; 4], port: u16) -> (Socket, Vec<Socket>) {
     (listener, vec![guest])
 }
 
+/// One of them at 127.0.0.2, and at the same port of 127.0.0.1 one that lets everybody in.
+fn silent_beside_another() -> (u16, (Socket, Vec<Socket>), TcpListener) {
+    loop {
+        let silent = full([127, 0, 0, 2], 0);
+        let port = port_of(&silent.0);
+        // Somebody else may have the port there.
+        if let Ok(listener) = TcpListener::bind(at(port)) {
+            return (port, silent, listener);
+        }
+    }
+}
+
 fn port_of(socket: &Socket) -> u16 {
     socket.local_addr().unwrap().as_socket().unwrap().port()
 }
@@ -144,9 +156,7 @@ fn a_dead_ipv6_address_does_not_keep_a_dial_from_ipv4() {
 #[test]
 fn an_address_that_is_silent_has_250_ms_before_the_next_one_is_tried_and_then_loses() {
     let mut desk = Desk::default();
-    let (silent, _guests) = full([127, 0, 0, 2], 0);
-    let port = port_of(&silent);
-    let (_listener, _) = listen(&at(port));
+    let (port, _silent, _listener) = silent_beside_another();
     desk.dial(1, ("tcp", &format!("name:{port}")), &["127.0.0.2", "127.0.0.1"], within(SECOND));
     desk.idle();
     assert_eq!(desk.seats[0].left.next_deadline, Some(desk.now + 250 * MS));
