@@ -63,7 +63,7 @@ test('the words of the header are the same', (t) => {
   t.deepEqual(words, pick(constants(rust.border), Object.keys(words)))
   t.is(WORDS, constants(rust.border).HEADER_WORDS)
   t.true(doc.includes(`| header | ${WORDS} |`))
-  t.deepEqual(Object.keys(words).length, 9)
+  t.deepEqual(Object.keys(words).length, 10)
 })
 
 test('rings and tables have entries of the same sizes, in the same order', (t) => {
@@ -160,11 +160,23 @@ test('the status table has the same words and flags', (t) => {
   t.true(prose.includes(`${CLOSED} = descriptor closed`))
 })
 
+test('how far a poll has come that is to end has the same numbers', (t) => {
+  const [, body] = /enum Retired \{(.*?)\n\}/s.exec(rust.border)
+  const retired = numbers(body, /^ {4}(\w+) = (\d+),$/gm)
+  t.deepEqual(
+    enums.Retired,
+    Object.fromEntries(Object.entries(retired).map(([name, number]) => [upper(name), number])),
+  )
+  t.true(prose.includes(`${enums.Retired.EMPTY} = it has no connections any more`))
+  t.true(prose.includes(`${enums.Retired.ENDED} = its thread has ended`))
+})
+
 test('every enum of ts/record.ts is compared', (t) => {
   const compared = [
     'Control',
     'Header',
     'Size',
+    'Retired',
     'Completion',
     'Submission',
     'Timer',

@@ -1,11 +1,12 @@
 import type { Connection } from './connection.js'
 import { checkInteger, invalidValue } from './arguments.js'
-import { configuration } from './configuration.js'
+import { configuration, numLoops } from './configuration.js'
 import { NetpollError, systemError } from './errors.js'
-import { Memory } from './memory.js'
+import { Chunks, Memory } from './memory.js'
 import { loadBinding, type NativeEnvironment } from './native.js'
 import { Poll } from './poll.js'
 import { Control } from './record.js'
+import { Straggler, Transit } from './transit.js'
 
 /** Records taken from one poll in a drain, so that timers and promises get their turn in between. */
 const DRAIN_BUDGET = 1024
@@ -23,6 +24,8 @@ export interface Server {
 
 /** Who is told when a listener's descriptor is closed: `cause` is 0 or an errno. */
 export interface ListenerOwner {
+  /** The number of the poll that accepts. */
+  readonly poll: number
   closedWith(error: NetpollError | null): void
 }
 
@@ -39,8 +42,12 @@ export interface PendingDial {
 /** This Node environment (the main thread or a worker): its polls, its memory, and dispatch. */
 export class Environment {
   readonly native: NativeEnvironment
+  /** Of what belongs to no connection. */
   readonly memory: Memory
-  readonly polls: Poll[]
+  /** By number; those that setNumLoops() has ended are not here. */
+  readonly polls: Poll[] = []
+  /** Connections on their way from one poll to another, by key. */
+  readonly moving = new Map<number, Connection>()
   /** By the number given to native serve(). */
   readonly servers = new Map<number, Server>()
   /** Served ones, by id. */
@@ -59,22 +66,34 @@ export class Environment {
   private readonly tick = () => this.runTick()
   private readonly drain = () => this.runDrain()
 
+  private readonly chunks: Chunks
+  /** All polls that ever were, by number: one that is ended can be started again. */
+  private readonly berths: Poll[] = []
+  private readonly ringEntries = ringEntriesOf(process.env.NETPOLL_RING_ENTRIES)
+  private readonly slots = binding.slotLimit()
+  private keys = 0
+  /** Calls of resize() wait for each other. */
+  private resizing: Promise<unknown> = Promise.resolve()
+  private resized: (() => void) | null = null
+
   constructor() {
     configuration.inUse = true
-    const ringEntries = ringEntriesOf(process.env.NETPOLL_RING_ENTRIES)
-    const slots = binding.slotLimit()
-    this.polls = [new Poll(this, 0, ringEntries, slots)]
+    const count = configuration.numLoops || numLoopsOf(process.env.NETPOLL_NUM_LOOPS)
+    for (let index = 0; index < count; index++) this.polls.push(this.newPoll(index))
     const options = {
       control: this.control,
       polls: this.polls.map((poll) => poll.words),
-      ringEntries,
-      slots,
+      ringEntries: this.ringEntries,
+      slots: this.slots,
       maxMemory: configuration.maxMemory,
       // What a runtime without libuv gets, for tests of that.
       libuv: process.env.NETPOLL_WITHOUT_LIBUV !== '1',
     }
     this.native = new binding.Environment(options, this.drain)
-    this.memory = new Memory(this.native, this.polls[0]!, configuration.debug)
+    this.native.setLoadBalance(configuration.loadBalance)
+    this.chunks = new Chunks(this.native)
+    for (const poll of this.berths) this.giveMemory(poll)
+    this.memory = this.polls[0]!.memory
     // process.exit() and an uncaught throw run no cleanup hook on the main thread.
     process.on('exit', () => this.exit())
   }
@@ -120,15 +139,115 @@ export class Environment {
     else dial.failed(cause, address)
   }
 
+  /** MOVED: the connection is on its way to the poll `target` from now on. */
+  depart(connection: Connection, target: number): Transit {
+    const key = (this.keys = (this.keys + 1) | 0)
+    this.moving.set(key, connection)
+    return new Transit(key, target)
+  }
+
+  /** Without a slot there, `cause` says why the connection has ended. */
+  arrived(poll: Poll, slot: number, generation: number, key: number, cause: number): void {
+    const connection = this.moving.get(key)
+    if (cause !== 0) connection?.closedWith(cause)
+    else if (connection === undefined) new Straggler(poll, slot, generation).reset()
+    else connection.arrived(poll, slot, generation)
+  }
+
   pollDied(poll: Poll): void {
     poll.dead = true
     for (const [number, dial] of this.dials) {
       if (dial.poll === poll && this.dials.delete(number)) dial.lost()
     }
+    const heir = this.bequeath(poll)
     for (const connection of poll.connections) connection?.lost('ERR_NETPOLL_POLL_DIED')
-    for (const id of [...this.listeners.keys()])
-      this.endListener(id, new NetpollError('ERR_NETPOLL_POLL_DIED'))
+    // Those that were on their way to it, or perhaps had not left yet.
+    for (const connection of [...this.moving.values()])
+      if (connection.extra().transit!.target === poll.index) connection.lost('ERR_NETPOLL_POLL_DIED')
+    for (const [id, listener] of [...this.listeners])
+      if (listener.poll === poll.index) this.endListener(id, new NetpollError('ERR_NETPOLL_POLL_DIED'))
+    if (heir !== undefined) poll.salvage(heir.memory)
+    this.checkResized()
     this.schedule()
+  }
+
+  /** That poll takes no records any more: another one takes those of the blocks that are lent. */
+  bequeath(poll: Poll): Poll | undefined {
+    const heir = this.polls.find((other) => other !== poll && !other.dead && !other.leaving)
+    if (heir === undefined) return undefined
+    this.chunks.rehome(poll, heir)
+    for (const { memory } of this.berths) memory.bequeath(poll, heir)
+    // What the thread that has ended let go of, it may have told nobody.
+    this.native.wake(heir.index)
+    return heir
+  }
+
+  // ---- how many polls there are
+
+  /** Adds polls, or ends some when their connections have moved to the others. */
+  resize(count: number): Promise<void> {
+    const done = this.resizing.then(() => this.resizeNow(count))
+    this.resizing = done.catch(() => undefined)
+    return done
+  }
+
+  /** Ends a resize when the polls that are to leave have ended, or never will. */
+  checkResized(): void {
+    this.resized?.()
+  }
+
+  private async resizeNow(count: number): Promise<void> {
+    this.hold()
+    try {
+      if (this.polls[0]!.dead) throw new NetpollError('ERR_NETPOLL_POLL_DIED')
+      for (let index = 0; index < count; index++) this.startPoll(index)
+      await this.endPolls(count)
+    } finally {
+      this.release()
+    }
+  }
+
+  private startPoll(index: number): void {
+    const known = this.berths[index]
+    if (known !== undefined && !known.dead) return
+    const poll = known ?? this.newPoll(index)
+    let errno: number
+    if (known === undefined) {
+      errno = this.native.addPoll(poll.words)
+      if (errno === 0) this.giveMemory(poll)
+      else this.berths.pop()
+    } else {
+      poll.reset()
+      errno = this.native.restartPoll(index)
+      poll.dead = errno !== 0
+    }
+    if (errno !== 0) throw systemError(errno, 'epoll_create1')
+    this.polls[index] = poll
+  }
+
+  private endPolls(count: number): Promise<void> {
+    const leaving = this.polls.slice(count)
+    for (const poll of leaving) if (!poll.dead) this.native.retirePoll(poll.index)
+    return new Promise((resolve, reject) => {
+      this.resized = () => {
+        // Without the first poll the others have nowhere to go.
+        const stuck = this.polls[0]!.dead
+        if (!stuck && !leaving.every((poll) => poll.hasEnded || poll.hasDied)) return
+        this.resized = null
+        if (!stuck) this.polls.length = count
+        if (stuck || leaving.some((poll) => poll.hasDied)) reject(new NetpollError('ERR_NETPOLL_POLL_DIED'))
+        else resolve()
+      }
+      this.resized()
+    })
+  }
+
+  private newPoll(index: number): Poll {
+    return (this.berths[index] = new Poll(this, index, this.ringEntries, this.slots))
+  }
+
+  private giveMemory(poll: Poll): void {
+    poll.memory = new Memory(this.chunks, poll, configuration.debug)
   }
 
   private endListener(id: number, error: NetpollError | null): void {
@@ -156,7 +275,7 @@ export class Environment {
       throw error
     } finally {
       this.draining = false
-      this.memory.endTick()
+      for (const { memory } of this.polls) memory.endTick()
       for (const poll of this.polls) poll.finish()
       if (more) setImmediate(this.drain)
     }
@@ -170,7 +289,7 @@ export class Environment {
       this.runReady()
     } finally {
       this.draining = false
-      this.memory.endTick()
+      for (const { memory } of this.polls) memory.endTick()
       for (const poll of this.polls) poll.publish()
       if (this.ready.length !== 0) this.schedule()
     }
@@ -210,6 +329,13 @@ function ringEntriesOf(text: string | undefined): number {
   checkInteger(entries, 'NETPOLL_RING_ENTRIES', 8, 1 << 20)
   if ((entries & (entries - 1)) !== 0) throw invalidValue('NETPOLL_RING_ENTRIES', 'a power of two', entries)
   return entries
+}
+
+function numLoopsOf(text: string | undefined): number {
+  if (text === undefined) return 1
+  const count = Number(text)
+  numLoops(count, 'NETPOLL_NUM_LOOPS')
+  return count
 }
 
 const binding = loadBinding()

@@ -118,7 +118,8 @@ export class EventLoop {
       return Promise.resolve()
     }
     if (this.stopping) return Promise.reject(invalidState('The event loop is shut down'))
-    if (environment().polls[0]!.dead) return Promise.reject(new NetpollError('ERR_NETPOLL_POLL_DIED'))
+    if (environment().polls.every((poll) => poll.dead))
+      return Promise.reject(new NetpollError('ERR_NETPOLL_POLL_DIED'))
     return new Promise((resolve, reject) => {
       const served = listener.serve(this.serveOptions(), (error) => {
         this.listenerEnded(listener)

@@ -3,6 +3,7 @@ import { NetpollError, systemError } from './errors.js'
 import type { OnClose, OnConnect, OnDisconnect } from './handlers.js'
 import type { Inquiries } from './inquiry.js'
 import type { Addresses } from './native.js'
+import type { Transit } from './transit.js'
 
 /** What few connections have, or only near their end. */
 export class Extras {
@@ -17,6 +18,7 @@ export class Extras {
   rejected: ((error: unknown) => void) | null = null
   detachment: Detachment | null = null
   inquiries: Inquiries | null = null
+  transit: Transit | null = null
 
   /** CLOSED has come: what the poll was still asked for does not. `cut`: by our own reset(). */
   abandon(cause: number, cut: boolean, failure: NetpollError): void {

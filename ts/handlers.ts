@@ -81,3 +81,26 @@ export interface Owner {
   /** All callbacks have been called. */
   connectionFinished(): void
 }
+
+/** @internal Whether a handler goes on after it has returned. */
+export function isThenable(value: unknown): value is PromiseLike<unknown> {
+  return typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
+}
+
+/** @internal A call of a handler, in the asynchronous context of its connection. */
+export type Step = (this: Connection) => unknown
+
+/** @internal */
+export function callPrepare(this: Connection): void {
+  this.context = this.loop.onPrepare!(this)
+}
+
+/** @internal */
+export function callConnect(this: Connection): unknown {
+  return this.extra().onConnect!(this, this.context)
+}
+
+/** @internal */
+export function callRequest(this: Connection): unknown {
+  return this.onRequest!(this, this.context)
+}

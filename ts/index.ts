@@ -1,5 +1,5 @@
 /** cloudwego/netpoll for Node: see README.md. */
-export { configure, type Configuration } from './configuration.js'
+export { configure, type Configuration, type LoadBalance } from './configuration.js'
 export type { Connection } from './connection.js'
 export type { Delimiter } from './delimiter.js'
 export type { Detached } from './detachment.js'
@@ -18,6 +18,7 @@ export {
   type Network,
 } from './listener.js'
 export { LinkBuffer } from './link_buffer.js'
+export { setLoadBalance, setNumLoops } from './loops.js'
 export type { Reader, WaitOptions } from './reader.js'
 export {
   readerFrom,

@@ -26,7 +26,7 @@ export class Input extends WaitingReader {
   private wanted = false
 
   constructor(private readonly connection: Lifecycle) {
-    super(connection.poll.environment.memory)
+    super(connection.poll.memory)
     this.finished = connection.hasEnded()
     this.readTimeout = connection.loop.limits.readTimeout
     this.mark = connection.loop.limits.readHighWaterMark
@@ -52,8 +52,7 @@ export class Input extends WaitingReader {
   /** A DATA record: the range is lent. */
   push(chunk: number, offset: number, length: number): void {
     const { memory, tail } = this
-    const block = memory.block(chunk, offset)
-    block.lent++
+    const block = memory.lend(chunk, offset)
     if (tail === null) {
       block.refs++
       this.head = this.tail = Segment.take(block, offset, offset + length)

@@ -2,7 +2,8 @@ import { AsyncResource } from 'node:async_hooks'
 import type { Connection } from './connection.js'
 import { causeCode, isConnectionEnd, NetpollError, systemError, uncaught, type ErrorCode } from './errors.js'
 import { Extras } from './extras.js'
-import type { OnRequest, Owner } from './handlers.js'
+import { callConnect, callPrepare, callRequest, isThenable } from './handlers.js'
+import type { OnRequest, Owner, Step } from './handlers.js'
 import { Input } from './input.js'
 import type { Addresses } from './native.js'
 import { Output } from './output.js'
@@ -51,10 +52,11 @@ export class Lifecycle<Ctx = unknown> {
     /** @internal */
     readonly loop: Owner,
     /** @internal */
-    readonly poll: Poll,
+    public poll: Poll,
     /** @internal */
-    readonly slot: number,
-    private readonly generation: number,
+    public slot: number,
+    /** @internal */
+    public generation: number,
     onRequest: OnRequest<Ctx> | undefined,
   ) {
     this.id = poll.environment.nextId()
@@ -88,8 +90,8 @@ export class Lifecycle<Ctx = unknown> {
   }
 
   private deliveredLate(chunk: number, offset: number, length: number): void {
-    const { memory } = this.poll.environment
-    this.extras?.detachment?.push(memory.block(chunk, offset).bytes.subarray(offset, offset + length))
+    const { memory } = this.poll
+    this.extras?.detachment?.push(memory.bytesAt(chunk, offset, length))
     memory.refuse(chunk, offset)
   }
 
@@ -109,6 +111,7 @@ export class Lifecycle<Ctx = unknown> {
       // Also of output that was to go out before the end of a close().
       else this.ending = code
     }
+    if ((this.state & State.MOVING) !== 0) this.extras!.transit!.drop(this.self)
     this.errno = Math.max(cause, 0)
     this.extras?.abandon(cause, (this.state & State.RESET) !== 0, this.failure())
     this.finalRead = this.poll.count(this.slot, Status.READ)
@@ -138,6 +141,18 @@ export class Lifecycle<Ctx = unknown> {
     this.extras?.detachment?.fail(new NetpollError(code))
     if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, code)
     this.closedWith(0)
+  }
+
+  /** @internal MOVED: this poll reads and watches it no more, another one is to. */
+  moved(target: number): void {
+    const transit = (this.extra().transit = this.poll.environment.depart(this.self, target))
+    this.put(Submission.MOVE_ACK, transit.key, 0, 0)
+    this.state |= State.MOVING
+  }
+
+  /** @internal ARRIVED */
+  arrived(poll: Poll, slot: number, generation: number): void {
+    this.extras!.transit!.arrive(this.self, poll, slot, generation)
   }
 
   /** @internal DRAINED */
@@ -445,7 +460,14 @@ export class Lifecycle<Ctx = unknown> {
 
   /** @internal */
   put(kind: Submission, a: number, b: number, c: number): void {
-    if ((this.state & State.CLOSED) === 0) this.poll.put(kind, this.slot, this.generation, a, b, c)
+    if ((this.state & (State.CLOSED | State.MOVING)) === 0)
+      this.poll.put(kind, this.slot, this.generation, a, b, c)
+    else if ((this.state & State.CLOSED) === 0) this.extras!.transit!.keep(kind, a, b, c)
+  }
+
+  /** @internal Whether a record for it goes into the ring of that poll now. */
+  isAt(poll: Poll | null): boolean {
+    return this.poll === poll && (this.state & State.MOVING) === 0
   }
 
   /** @internal */
@@ -471,22 +493,4 @@ export class Lifecycle<Ctx = unknown> {
   private get self(): Connection {
     return this as unknown as Connection
   }
-}
-
-type Step = (this: Connection) => unknown
-
-function callPrepare(this: Connection): void {
-  this.context = this.loop.onPrepare!(this)
-}
-
-function callConnect(this: Connection): unknown {
-  return this.extra().onConnect!(this, this.context)
-}
-
-function callRequest(this: Connection): unknown {
-  return this.onRequest!(this, this.context)
-}
-
-function isThenable(value: unknown): value is PromiseLike<unknown> {
-  return typeof (value as { then?: unknown } | null | undefined)?.then === 'function'
 }

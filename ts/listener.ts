@@ -54,6 +54,8 @@ export interface AddressInfo {
 /** A listening socket. Connects wait in its backlog until an event loop serves it. */
 export class Listener {
   readonly fd: number
+  /** @internal The poll that accepts. */
+  poll = 0
   private state: 'listening' | 'served' | 'closed' = 'listening'
   private readonly closed: Promise<void>
   private ended!: (error: NetpollError | null) => void
@@ -95,7 +97,7 @@ export class Listener {
       ended(error)
     }
     environment().listeners.set(this.socket.id, this)
-    environment().native.serve(this.socket.id, options)
+    this.poll = environment().native.serve(this.socket.id, options)
     return true
   }
 

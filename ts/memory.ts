@@ -49,12 +49,12 @@ class Chunk {
   private readonly retired: Retired[] = []
 
   constructor(
-    private readonly memory: Memory,
+    private readonly chunks: Chunks,
     readonly id: number,
   ) {
-    this.shift = memory.native.chunkShift(id)
-    this.bytes = Buffer.from(memory.native.mapChunk(id)) as Bytes
-    this.shared = memory.mapPublic(this)
+    this.shift = chunks.native.chunkShift(id)
+    this.bytes = Buffer.from(chunks.native.mapChunk(id)) as Bytes
+    this.shared = chunks.mapPublic(this)
     this.blocks = new Array<Block | null>(this.bytes.length >>> this.shift).fill(null)
   }
 
@@ -64,7 +64,7 @@ class Chunk {
   }
 
   view(start: number, end: number): Buffer {
-    if (this.shared.byteLength === 0) this.shared = this.memory.mapPublic(this)
+    if (this.shared.byteLength === 0) this.shared = this.chunks.mapPublic(this)
     return new View(this.shared, start, end - start)
   }
 
@@ -73,13 +73,46 @@ class Chunk {
     const retired = new Retired(this, blocks)
     this.retired.push(retired)
     mappings.register(this.shared, retired)
-    this.shared = this.memory.mapPublic(this)
+    this.shared = this.chunks.mapPublic(this)
   }
 
   collected(retired: Retired): void {
     retired.collected = true
     while (this.retired.length !== 0 && this.retired[0]!.collected) {
-      for (const block of this.retired.shift()!.blocks) this.memory.drop(block)
+      for (const block of this.retired.shift()!.blocks) block.home!.memory.drop(block)
+    }
+  }
+}
+
+/** The chunks of an environment, which the memories of all its polls share. */
+export class Chunks {
+  private readonly all: Chunk[] = []
+  private readonly publics = new WeakMap<ArrayBufferLike, Chunk>()
+
+  constructor(readonly native: NativeEnvironment) {}
+
+  block(chunkId: number, offset: number): Block {
+    const chunk = this.all[chunkId] ?? (this.all[chunkId] = new Chunk(this, chunkId))
+    const index = offset >>> chunk.shift
+    return chunk.blocks[index] ?? (chunk.blocks[index] = chunk.newBlock(index))
+  }
+
+  /** The chunk that a user's view lies in. */
+  ofView(bytes: Uint8Array): Chunk | undefined {
+    return this.publics.get(bytes.buffer)
+  }
+
+  mapPublic(chunk: Chunk): ArrayBuffer {
+    const shared = this.native.mapChunk(chunk.id)
+    this.publics.set(shared, chunk)
+    return shared
+  }
+
+  /** Blocks of a poll that takes no records any more are at home with another one. */
+  rehome(from: Poll, to: Poll): void {
+    for (const chunk of this.all) {
+      if (chunk === undefined) continue
+      for (const block of chunk.blocks) if (block?.home === from) block.home = to
     }
   }
 }
@@ -91,6 +124,13 @@ class Chunk {
 export class Block {
   refs = 0
   lent = 0
+  /** It is the block that the Writers of a poll fill. */
+  isOutput = false
+  /**
+   * While it is lent: the poll into whose ring its DONE goes, behind each SEND of it there. A SEND to another poll takes
+   * a lent reference of its own along, for DONE could overtake it.
+   */
+  home: Poll | null = null
 
   constructor(
     readonly chunk: Chunk | null,
@@ -106,34 +146,41 @@ export class Block {
   }
 }
 
-/** The blocks that native code has lent to this environment, and its current output block. */
+/** The blocks that native code lends to this environment for the connections of one poll, and their output block. */
 export class Memory {
-  /** The block all Writers fill, from `at` on. */
+  /** The block that the Writers of this poll's connections fill, from `at` on. */
   output: Block
   at = 0
+  readonly native: NativeEnvironment
   private end = 0
   /** What lies before it in the output block is readable, and stays what it is. */
   private sealed = 0
   private readonly slices: Reader[] = []
   private abandoned: Block[] = []
-  private readonly chunks: Chunk[] = []
-  private readonly publics = new WeakMap<ArrayBufferLike, Chunk>()
 
   constructor(
-    readonly native: NativeEnvironment,
+    private readonly chunks: Chunks,
     /** The poll that is told of what comes back. */
-    private readonly home: Poll,
+    private home: Poll,
     /** Views are copies that release() detaches. */
     readonly debug: boolean,
   ) {
+    this.native = chunks.native
     this.output = foreignBlock(Buffer.alloc(0))
     this.output.refs = 1
   }
 
-  block(chunkId: number, offset: number): Block {
-    const chunk = this.chunks[chunkId] ?? (this.chunks[chunkId] = new Chunk(this, chunkId))
-    const index = offset >>> chunk.shift
-    return chunk.blocks[index] ?? (chunk.blocks[index] = chunk.newBlock(index))
+  /** The block of a range that has been lent just now. */
+  lend(chunkId: number, offset: number): Block {
+    const block = this.chunks.block(chunkId, offset)
+    // Whose it was before, when it is new here.
+    if (block.lent++ === 0) block.home = this.home
+    return block
+  }
+
+  /** Of a range that is lent. */
+  bytesAt(chunkId: number, offset: number, length: number): Buffer {
+    return this.chunks.block(chunkId, offset).bytes.subarray(offset, offset + length)
   }
 
   drop(block: Block): void {
@@ -142,16 +189,20 @@ export class Memory {
 
   /** Gives back what a DATA record has lent and nobody wants. */
   refuse(chunkId: number, offset: number): void {
-    const block = this.block(chunkId, offset)
-    block.lent++
+    const block = this.lend(chunkId, offset)
     if (block.refs === 0) this.giveBack(block)
   }
 
   /** Of a block without references. */
   giveBack(block: Block): void {
     if (block.chunk === null) return
-    this.home.put(Submission.DONE, block.chunk.id, block.start, block.lent, 0, 0)
+    block.home!.put(Submission.DONE, block.chunk.id, block.start, block.lent, 0, 0)
     block.lent = 0
+  }
+
+  /** Gives back lent references that no Block counts any more. */
+  unshare(chunkId: number, offset: number, count: number): void {
+    this.home.put(Submission.DONE, chunkId, offset, count, 0, 0)
   }
 
   /** A block of at least `size` bytes without references yet; null at maxMemory. */
@@ -159,9 +210,7 @@ export class Memory {
     if (size > MAX_BLOCK) return foreignBlock(Buffer.allocUnsafeSlow(size))
     const place = this.native.alloc(size)
     if (place < 0) return null
-    const block = this.block(Math.floor(place / 2 ** 32), place % 2 ** 32)
-    block.lent++
-    return block
+    return this.lend(Math.floor(place / 2 ** 32), place % 2 ** 32)
   }
 
   /** alloc() for what can do without: the last blocks are for what is to be sent. */
@@ -221,23 +270,29 @@ export class Memory {
   /** The block from which `bytes` can be sent without a copy, so that a segment may refer to it; or null. */
   blockOf(bytes: Uint8Array): Block | null {
     const { buffer, byteOffset, byteLength } = bytes
-    const chunk = this.publics.get(buffer)
+    const chunk = this.chunks.ofView(bytes)
     if (chunk === undefined) {
       const fixed = buffer instanceof ArrayBuffer && !(buffer as { resizable?: boolean }).resizable
       // In debug mode release() detaches what a user may have taken from a Reader.
       return fixed && !this.debug ? foreignBlock(Buffer.from(buffer, byteOffset, byteLength)) : null
     }
     const block = chunk.blocks[byteOffset >>> chunk.shift]
-    // A stale view's block has no references any more; a user can make a view across blocks; and the output
+    // A stale view's block has no references any more; a user can make a view across blocks; and an output
     // block may take back what a Writer has not kept.
-    if (!block || block.refs === 0 || block === this.output) return null
+    if (!block || block.refs === 0 || block.isOutput) return null
     return byteOffset + byteLength <= block.end ? block : null
   }
 
-  mapPublic(chunk: Chunk): ArrayBuffer {
-    const shared = this.native.mapChunk(chunk.id)
-    this.publics.set(shared, chunk)
-    return shared
+  /** Where that poll, which takes no records any more, was told of what comes back, `heir` is. */
+  bequeath(poll: Poll, heir: Poll): void {
+    if (this.home !== poll) return
+    this.home = heir
+    this.setOutput(foreignBlock(Buffer.alloc(0)))
+  }
+
+  /** Its poll has been started anew. */
+  restore(home: Poll): void {
+    this.home = home
   }
 
   private wantEndOfTick(): void {
@@ -253,12 +308,18 @@ export class Memory {
   private renew(size: number): boolean {
     const block = this.alloc(Math.max(OUTPUT_BLOCK, size))
     if (block === null) return false
+    this.setOutput(block)
+    return true
+  }
+
+  private setOutput(block: Block): void {
     block.refs++
+    block.isOutput = true
+    this.output.isOutput = false
     this.drop(this.output)
     this.output = block
     this.at = this.sealed = block.start
     this.end = block.end
-    return true
   }
 }
 

@@ -116,6 +116,17 @@ export interface NativeEnvironment {
   chunkShift(chunk: number): number
   /** chunk * 2**32 + offset of a block of at least `size` bytes (at most 1 MiB), lent once; -1 at maxMemory. */
   alloc(size: number): number
+  /** One more lent reference of the block, for one SEND_LENT; false when JavaScript has none of it. */
+  share(chunk: number, offset: number): boolean
+  /** Starts one more poll, with the next number; an errno or 0. */
+  addPoll(words: Int32Array): number
+  /** Starts a poll anew whose thread has ended, and the header of whose words is 0 again; an errno or 0. */
+  restartPoll(poll: number): number
+  /** Gives the poll no new connections, and lets it move those that it has to the others: MOVED for each. */
+  retirePoll(poll: number): void
+  /** Ends a poll that is empty (RETIRED is 1); all that was published before is still taken. */
+  endPoll(poll: number): void
+  setLoadBalance(kind: string): void
   wake(poll: number): void
   /** Whether the environment keeps the process alive. It does not at first. */
   ref(): void
@@ -136,7 +147,8 @@ export interface NativeEnvironment {
   inherit(fd: number): ListenSuccess | SystemFailure | AddressFailure
   /** Gives away the open descriptor that a DETACHED has named; false when it is closed already. */
   takeDetached(fd: number): boolean
-  serve(listener: number, options: ServeOptions): void
+  /** The poll that accepts. */
+  serve(listener: number, options: ServeOptions): number
   closeListener(listener: number): void
   /** DIALED with this number tells what came of it. */
   dial(dial: number, settings: DialSettings): DialStart | AddressFailure

@@ -29,7 +29,7 @@ export class Output extends BlockWriter {
   private watched = 0
 
   constructor(private readonly connection: Lifecycle) {
-    super(connection.poll.environment.memory, connection.loop.limits.maxPendingBytes)
+    super(connection.poll.memory, connection.loop.limits.maxPendingBytes)
   }
 
   /** Bytes submitted that the kernel has not taken. */
@@ -122,9 +122,13 @@ export class Output extends BlockWriter {
   }
 
   private submitSegment({ block, start, end }: Segment): boolean {
-    const { chunk, bytes } = block!
+    const { chunk, bytes, home } = block!
     if (chunk !== null) {
-      this.connection.put(Submission.SEND, chunk.id, start, end - start)
+      const { connection } = this
+      if (connection.isAt(home)) connection.put(Submission.SEND, chunk.id, start, end - start)
+      // A reference for the way: the DONE that follows goes into another ring.
+      else if (this.memory.native.share(chunk.id, start))
+        connection.put(Submission.SEND_LENT, chunk.id, start, end - start)
       return true
     }
     const pin = this.memory.native.pin(bytes.subarray(start, end))

@@ -1,16 +1,21 @@
 import type { Connection } from './connection.js'
 import type { Environment } from './environment.js'
-import { Completion, Flag, Header, Size, Status, Submission } from './record.js'
+import type { Memory } from './memory.js'
+import { Completion, Flag, Header, Retired, Size, Status, Submission } from './record.js'
 
 /** JavaScript's half of a poll: its two rings, its status table, and who has which of its slots. */
 export class Poll {
   /** By slot. */
   readonly connections: (Connection | null)[] = []
   readonly words: Int32Array
-  /** Its thread has panicked, or the environment has ended: nothing comes from it and nothing goes to it. */
+  /** What its connections read from and write to. */
+  memory!: Memory
+  /** Its thread has ended or the environment has: nothing comes from it and nothing goes to it. */
   dead = false
   /** Memory is scarce: the poll is told at once what was consumed, and for whom more must come. */
   scarce = false
+  /** It has no connections any more and is to end. */
+  leaving = false
   /** SENDs since the poll was last rung. */
   private sends = 0
   private completionHead = 0
@@ -48,7 +53,9 @@ export class Poll {
     if (this.dead) return false
     const tail = Atomics.load(this.words, Header.COMPLETION_TAIL)
     const here = (tail - this.completionHead) | 0
-    for (let left = Math.min(here, budget); left > 0; left--) {
+    const end = (this.completionHead + Math.min(here, budget)) | 0
+    // A record may make this ring be looked at again, before the next one is taken here.
+    while (((end - this.completionHead) | 0) > 0) {
       const at = this.completions + (this.completionHead & this.mask) * Size.RECORD
       this.completionHead = (this.completionHead + 1) | 0
       this.apply(at)
@@ -64,6 +71,54 @@ export class Poll {
     const scarce = Atomics.load(this.words, Header.SCARCE) !== 0
     if (scarce !== this.scarce) this.setScarce(scarce)
     if (!this.dead && Atomics.load(this.words, Header.DIED) !== 0) this.environment.pollDied(this)
+    if (Atomics.load(this.words, Header.RETIRED) !== 0) this.leave()
+  }
+
+  /** Its thread has ended, after setNumLoops() has asked for it. */
+  get hasEnded(): boolean {
+    return Atomics.load(this.words, Header.RETIRED) === Retired.ENDED
+  }
+
+  get hasDied(): boolean {
+    return Atomics.load(this.words, Header.DIED) !== 0
+  }
+
+  /** Before the poll is started anew in the same memory. */
+  reset(): void {
+    this.words.fill(0, 0, Header.WORDS)
+    this.completionHead = this.submissionTail = this.published = this.submissionHead = 0
+    this.dead = this.leaving = false
+    this.memory.restore(this)
+  }
+
+  /** The poll has nothing left: JavaScript lets go of it too, and it may end when it has taken all that was put. */
+  private leave(): void {
+    if (!this.leaving) {
+      this.leaving = true
+      this.environment.bequeath(this)
+    }
+    if (!this.dead && this.backlog.length === 0) {
+      this.publish()
+      this.dead = true
+      this.environment.native.endPoll(this.index)
+    }
+    if (this.hasEnded) this.environment.checkResized()
+  }
+
+  /** Of a dead poll, what its thread has not taken and what JavaScript has not: `memory` gives back what that lends. */
+  salvage(memory: Memory): void {
+    const { words, mask, backlog } = this
+    const tail = Atomics.load(words, Header.COMPLETION_TAIL)
+    for (let head = this.completionHead; head !== tail; head = (head + 1) | 0) {
+      const at = this.completions + (head & mask) * Size.RECORD
+      if (words[at] === Completion.DATA) memory.refuse(words[at + 3]!, words[at + 4]!)
+      else if (words[at] === Completion.UNPIN) memory.native.unpin(words[at + 1]!)
+    }
+    const taken = Atomics.load(words, Header.SUBMISSION_HEAD)
+    for (let head = taken; head !== this.submissionTail; head = (head + 1) | 0)
+      giveBack(words, this.submissions + (head & mask) * Size.RECORD, memory)
+    for (let at = 0; at < backlog.length; at += Size.RECORD) giveBack(backlog, at, memory)
+    backlog.length = 0
   }
 
   /** The flags of a slot's status entry. */
@@ -157,6 +212,7 @@ export class Poll {
     if (this.backlog.length === 0) Atomics.store(words, Header.SUBMISSION_BACKLOGGED, 0)
   }
 
+  /** One that was to move to a poll that has died is forgotten before all is told of it. */
   private apply(at: number): void {
     const { words } = this
     const slot = words[at + 1]!
@@ -168,11 +224,11 @@ export class Poll {
       case Completion.EOF:
         return this.connections[slot]!.peerEnded()
       case Completion.CLOSED:
-        return this.connections[slot]!.closedWith(words[at + 3]!)
+        return this.connections[slot]?.closedWith(words[at + 3]!)
       case Completion.DRAINED:
-        return this.connections[slot]!.drained()
+        return this.connections[slot]?.drained()
       case Completion.TIMEOUT:
-        return this.connections[slot]!.timedOut(words[at + 3]!, words[at + 4]!)
+        return this.connections[slot]?.timedOut(words[at + 3]!, words[at + 4]!)
       case Completion.UNPIN:
         return this.environment.native.unpin(slot)
       case Completion.DETACHED:
@@ -190,6 +246,17 @@ export class Poll {
           words[at + 4]!,
           words[at + 5]!,
         )
+      case Completion.MOVED:
+        return this.connections[slot]!.moved(words[at + 3]!)
+      case Completion.ARRIVED:
+        return this.environment.arrived(this, slot, words[at + 2]!, words[at + 3]!, words[at + 4]!)
     }
   }
+}
+
+/** Gives back what a submission record that nobody has taken was about. */
+function giveBack(words: ArrayLike<number>, at: number, memory: Memory): void {
+  if (words[at] === Submission.DONE) memory.unshare(words[at + 1]!, words[at + 2]!, words[at + 3]!)
+  else if (words[at] === Submission.SEND_LENT) memory.unshare(words[at + 3]!, words[at + 4]!, 1)
+  else if (words[at] === Submission.SEND_PIN) memory.native.unpin(words[at + 3]!)
 }

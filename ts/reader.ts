@@ -58,8 +58,8 @@ export class Reader {
 
   /** @internal */
   constructor(
-    /** @internal */
-    readonly memory: Memory,
+    /** @internal Of the poll that the connection is at. */
+    public memory: Memory,
   ) {}
 
   /** Takes the next `n` bytes: a view, valid until release(). */

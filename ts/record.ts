@@ -14,6 +14,7 @@ export const enum Header {
   COMPLETION_BACKLOGGED = 1,
   DIED = 2,
   SCARCE = 3,
+  RETIRED = 4,
   COMPLETION_HEAD = 16,
   SUBMISSION_TAIL = 32,
   SUBMISSION_BACKLOGGED = 33,
@@ -39,8 +40,10 @@ export const enum Completion {
   TIMEOUT = 7,
   LISTENER = 8,
   DIALED = 9,
+  MOVED = 10,
   DETACHED = 11,
   INFO = 12,
+  ARRIVED = 13,
 }
 
 export const enum Submission {
@@ -57,8 +60,16 @@ export const enum Submission {
   CLOSE = 11,
   RESET = 12,
   ACK = 13,
+  MOVE_ACK = 14,
   DETACH = 15,
   INFO = 16,
+  SEND_LENT = 17,
+}
+
+/** Of the header's word RETIRED. */
+export const enum Retired {
+  EMPTY = 1,
+  ENDED = 2,
 }
 
 export const enum Timer {

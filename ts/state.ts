@@ -32,4 +32,6 @@ export const enum State {
   ITERATING = 1 << 16,
   /** The idle timeout has passed while a handler was running. */
   IDLE_DUE = 1 << 17,
+  /** It is on its way to another poll. */
+  MOVING = 1 << 20,
 }

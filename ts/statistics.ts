@@ -27,6 +27,7 @@ export interface Statistics {
   maxMemory: number
   /** Buffers of users that are being sent now. */
   pinnedSends: number
+  /** Those that are there now; the sums above are also of those that setNumLoops() has ended. */
   polls: PollStatistics[]
 }
 
@@ -34,7 +35,9 @@ const NOTHING: NativeStats = { polls: [], blocksOut: 0, bytesOut: 0, chunkBytes:
 
 /** What this Node environment does; all 0 before the first listener or LinkBuffer. */
 export function stats(): Statistics {
-  const { polls, pins, ...memory } = openEnvironment()?.native.stats() ?? NOTHING
+  const environment = openEnvironment()
+  const { polls, pins, ...memory } = environment?.native.stats() ?? NOTHING
+  const present = environment?.polls.length ?? 0
   const sum = (count: (poll: PollStats) => number) => polls.reduce((total, poll) => total + count(poll), 0)
   return {
     connections: sum((poll) => poll.connections),
@@ -45,6 +48,6 @@ export function stats(): Statistics {
     syscalls: sum((poll) => poll.reads + poll.sends + poll.accepts),
     ...memory,
     pinnedSends: pins,
-    polls: polls.map((poll) => ({ ...poll, driver: 'thread' as const, flips: 0 })),
+    polls: polls.slice(0, present).map((poll) => ({ ...poll, driver: 'thread' as const, flips: 0 })),
   }
 }

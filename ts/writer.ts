@@ -44,8 +44,8 @@ export abstract class BlockWriter {
 
   /** @internal */
   constructor(
-    /** @internal */
-    readonly memory: Memory,
+    /** @internal Of the poll that the connection is at. */
+    public memory: Memory,
     /** @internal overflow() is asked before `unflushed` passes this. */
     protected limit: number,
   ) {}

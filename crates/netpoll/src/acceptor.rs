@@ -9,6 +9,7 @@ use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
 use crate::address;
+use crate::inbox::{Command, Inboxes};
 use crate::listener::Listener;
 use crate::record::Cause;
 use crate::server::Server;
@@ -37,6 +38,19 @@ pub(crate) struct Accepted {
     pub(crate) local: [u32; 6],
     pub(crate) is_unix: bool,
     pub(crate) server: Arc<Server>,
+}
+
+impl Accepted {
+    /// Goes to a poll that takes it; closed when there is none.
+    pub(crate) fn pass_on(self, inboxes: &Inboxes) {
+        let refused = match inboxes.pick() {
+            Some(poll) => inboxes.offer(poll, Command::Adopt(self)),
+            None => Some(Command::Adopt(self)),
+        };
+        if let Some(Command::Adopt(accepted)) = refused {
+            accepted.server.dismiss();
+        }
+    }
 }
 
 /// What one attempt came to.

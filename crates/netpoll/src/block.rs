@@ -111,16 +111,19 @@ impl BlockTable {
         true
     }
 
+    /// One more lent reference of the block at `offset`, which has some. False, and nothing has changed, when
+    /// it has none. Both arguments may be anything.
+    pub fn share(&self, chunk: u32, offset: u32) -> bool {
+        let block = self.lent_block(chunk, offset);
+        block.map(Block::lend).is_some()
+    }
+
     /// A new reference to a range of a block that is lent. None when the range is empty, crosses a block,
     /// or its block is not lent. All arguments may be anything.
     pub fn range(&self, chunk: u32, offset: u32, len: u32) -> Option<Range> {
-        let (chunk, index) = self.locate(chunk, offset)?;
-        let block = Block::revive(chunk, index)?;
-        // Relaxed: who names a lent block has learned of it after `lend`. A give_back meanwhile does no
-        // harm, for the block can not be free any more.
-        let lent = chunk.count(index).lent.load(Relaxed) > 0;
+        let block = self.lent_block(chunk, offset)?;
         let start = offset & (block.len() - 1);
-        (lent && len > 0).then(|| Range::new(block, start, len))?
+        (len > 0).then(|| Range::new(block, start, len))?
     }
 
     /// The chunk with this number, for a mapping, which keeps it.
@@ -179,6 +182,16 @@ impl BlockTable {
     /// The limit.
     pub fn max_memory(&self) -> u64 {
         self.stock.max_memory()
+    }
+
+    /// A new reference to the block at `offset`, if it is lent.
+    #[inline]
+    fn lent_block(&self, chunk: u32, offset: u32) -> Option<Block> {
+        let (chunk, index) = self.locate(chunk, offset)?;
+        let block = Block::revive(chunk, index)?;
+        // Relaxed: who names a lent block has learned of it after `lend`. A give_back meanwhile does no
+        // harm, for the block can not be free any more.
+        (chunk.count(index).lent.load(Relaxed) > 0).then_some(block)
     }
 
     #[inline]

@@ -18,11 +18,21 @@ const COMPLETION_TAIL: usize = 0;
 const COMPLETION_BACKLOGGED: usize = 1;
 const DIED: usize = 2;
 const SCARCE: usize = 3;
+const RETIRED: usize = 4;
 const COMPLETION_HEAD: usize = 16;
 const SUBMISSION_TAIL: usize = 32;
 const SUBMISSION_BACKLOGGED: usize = 33;
 const SUBMISSION_HEAD: usize = 48;
 const SLEEPING: usize = 49;
+
+/// How far a poll has come that is to end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Retired {
+    /// It has no connections any more, and puts no more records.
+    Empty = 1,
+    /// Its thread ends, and has taken all records.
+    Ended = 2,
+}
 
 /// The memory of one poll.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +64,8 @@ impl Border {
         Some([load(0), load(ENDPOINT_WORDS)])
     }
 
-    pub(crate) fn slots(&self) -> u32 {
+    /// Connections that it has room for.
+    pub fn slots(&self) -> u32 {
         self.slots
     }
 
@@ -77,6 +88,12 @@ impl Border {
     pub(crate) fn set_scarce(&self, is_scarce: bool) {
         // Relaxed: the bell that is rung after it orders it; a stale word is looked at again at the next one.
         self.words[SCARCE].store(u32::from(is_scarce), Ordering::Relaxed);
+    }
+
+    /// Tells JavaScript how far a poll has come that is to end; it is followed by a bell.
+    pub(crate) fn set_retired(&self, retired: Retired) {
+        // Release: pairs with JavaScript's Atomics.load when the bell has rung.
+        self.words[RETIRED].store(retired as u32, Ordering::Release);
     }
 
     /// Announces a wait. The caller must look at the submission ring once more before it waits:
@@ -146,8 +163,11 @@ impl StatusEntry {
 
     pub(crate) fn raise(&self, flags: u32) {
         // The poll is the only writer: no read-modify-write is needed.
-        let now = self.words[Self::FLAGS].load(Ordering::Relaxed) | flags;
-        self.words[Self::FLAGS].store(now, Ordering::Relaxed);
+        self.words[Self::FLAGS].store(self.flags() | flags, Ordering::Relaxed);
+    }
+
+    pub(crate) fn flags(&self) -> u32 {
+        self.words[Self::FLAGS].load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_bytes_read(&self, bytes: u64) {

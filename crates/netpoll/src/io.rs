@@ -122,10 +122,16 @@ impl Io {
         self.registry.register(&mut SourceFd(&descriptor), token, interest)
     }
 
+    /// The poll hears no more of it.
+    pub(crate) fn deregister(&self, operator: &Operator) {
+        // It fails only for a descriptor that is not registered.
+        let _ = self.registry.deregister(&mut SourceFd(&operator.descriptor().as_raw_fd()));
+    }
+
     /// Reads what is there, within this visit's budget.
     pub(crate) fn receive(&mut self, operator: &mut Operator, now: Instant) -> Visit {
         for _ in 0..READS_PER_VISIT {
-            if !operator.connection.may_read() {
+            if !operator.may_read() {
                 return Visit::Finished;
             }
             if self.table.pressure() != Pressure::Low {
@@ -290,10 +296,8 @@ impl Io {
         if operator.connection.output.finish == Finish::Close && !operator.connection.input.ended {
             discard_input(operator);
         }
-        let descriptor = operator.descriptor().as_raw_fd();
-        // A duplicate in a child would keep firing, so it goes before the close. It fails only for a
-        // descriptor that is not registered.
-        let _ = self.registry.deregister(&mut SourceFd(&descriptor));
+        // A duplicate in a child would keep firing, so it goes before the close.
+        self.deregister(operator);
         operator.status.raise(StatusEntry::READ_ENDED | StatusEntry::WRITE_ENDED | StatusEntry::CLOSED);
         operator.server.dismiss();
         self.tell(Completion::Closed { token: operator.token, cause });

@@ -52,6 +52,7 @@ pub use border::{Border, Doorbell};
 pub use connection::Limits;
 pub use counters::PollStats;
 pub use dialer::DialOptions;
+pub use inbox::LoadBalance;
 pub use listener::{ListenError, ListenOptions};
 pub use pin::PinTable;
 pub use poll_manager::{Dialing, Listening, PollManager};

@@ -23,6 +23,8 @@ pub(crate) struct Operator {
     pub(crate) is_listed: bool,
     /// Whether it stands on the poll's list of connections with new output.
     pub(crate) is_dirty: bool,
+    /// The poll that it leaves for: it is not watched any more, and waits for MOVE_ACK.
+    pub(crate) moving_to: Option<usize>,
 }
 
 impl Operator {
@@ -32,6 +34,16 @@ impl Operator {
 
     pub(crate) fn into_descriptor(self) -> OwnedFd {
         self.descriptor
+    }
+
+    /// Whether the poll should read now.
+    pub(crate) fn may_read(&self) -> bool {
+        self.moving_to.is_none() && self.connection.may_read()
+    }
+
+    pub(crate) fn into_parts(self) -> Parts {
+        let Operator { connection, server, descriptor, is_unix, .. } = self;
+        Parts { connection, server, descriptor, is_unix }
     }
 }
 
@@ -77,8 +89,9 @@ impl Operators {
         self.open
     }
 
-    pub(crate) fn has_room(&self) -> bool {
-        !self.free.is_empty() || (self.slots.len() as u64) < u64::from(self.limit)
+    /// Slots of connections that are open, or closed and not acknowledged.
+    pub(crate) fn taken(&self) -> u32 {
+        (self.slots.len() - self.free.len()) as u32
     }
 
     /// Gives a slot a new generation. `None`, and the descriptor is closed, when every slot is taken.
@@ -93,9 +106,17 @@ impl Operators {
         let token = Token { slot, generation: entry.generation };
         let Parts { connection, server, descriptor, is_unix } = parts;
         let status = status(token);
-        let (is_listed, is_dirty) = (false, false);
-        let operator =
-            Operator { token, connection, status, server, descriptor, is_unix, is_listed, is_dirty };
+        let operator = Operator {
+            token,
+            connection,
+            status,
+            server,
+            descriptor,
+            is_unix,
+            is_listed: false,
+            is_dirty: false,
+            moving_to: None,
+        };
         entry.state = State::Open(Box::new(operator));
         self.open += 1;
         Some(token)
@@ -197,7 +218,7 @@ mod tests {
         let mut operators = Operators::new(SLOTS);
         let [first, second, third] = [(); 3].map(|()| insert(&mut operators));
         assert_eq!([first.0, second.0].map(|token| token.unwrap().slot), [0, 1]);
-        assert_eq!((third.0, operators.open(), operators.has_room()), (None, 2, false));
+        assert_eq!((third.0, operators.open(), operators.taken()), (None, 2, 2));
         assert!(is_closed(third.1) && !is_closed(first.1));
     }
 
@@ -210,7 +231,7 @@ mod tests {
         drop(operators.close(token));
         assert!(is_closed(peer));
         assert!(operators.close(token).is_none() && operators.get_mut(token).is_none());
-        assert_eq!((operators.open(), operators.has_room(), insert(&mut operators).0), (0, false, None));
+        assert_eq!((operators.open(), operators.taken(), insert(&mut operators).0), (0, 1, None));
         assert!(operators.acknowledge(token) && !operators.acknowledge(token), "it is freed once");
         let next = insert(&mut operators).0.unwrap();
         assert_eq!((next.slot, next.generation), (token.slot, token.generation + 1));

@@ -27,11 +27,15 @@ use crate::token::{Subject, Token};
 mod detachment;
 mod dials;
 mod listeners;
+mod moves;
 mod scarcity;
 mod submissions;
 
 use dials::Dials;
+use moves::Stage;
 use scarcity::{Scarcity, SCARCITY_DELAY};
+
+pub(crate) use moves::Arrival;
 
 /// How much one turn does of each kind, so that none starves the others.
 #[derive(Clone, Copy, Debug)]
@@ -106,6 +110,11 @@ pub(crate) struct Poll {
     scarcity: Scarcity,
     /// Somebody's reading or accepting rests until memory or JavaScript allows it again.
     is_held: bool,
+    stage: Stage,
+    /// Connections whose move has not begun.
+    leaving: Vec<Token>,
+    /// Connections that JavaScript has let go of, and by which key.
+    released: Vec<(Token, u32)>,
 }
 
 impl Poll {
@@ -134,6 +143,9 @@ impl Poll {
             announce_at: None,
             scarcity: Scarcity::default(),
             is_held: false,
+            stage: Stage::Serving,
+            leaving: Vec::new(),
+            released: Vec::new(),
             shared,
         })
     }
@@ -163,8 +175,14 @@ impl Poll {
         more |= !self.dirty.is_empty();
         self.expire_deadlines(now);
         self.relieve(now);
+        more |= self.move_connections();
         self.return_pins();
         self.publish(now);
+        if !self.released.is_empty() {
+            self.hand_over_released();
+            self.publish(now);
+        }
+        self.leave_when_empty();
         Ok(Turn { next_deadline: self.next_deadline(now), more })
     }
 
@@ -218,6 +236,7 @@ impl Poll {
 
     fn close(&mut self, token: Token, cause: Cause) {
         if let Some(operator) = self.operators.close(token) {
+            operator.moving_to.inspect(|target| self.shared.inboxes.came(*target));
             self.io.close(&operator, cause);
         }
         self.rest_without_connections();
@@ -365,6 +384,9 @@ impl Poll {
     }
 
     fn return_pins(&mut self) {
+        if self.is_empty() {
+            return;
+        }
         for pin in self.shared.pins.drain_released() {
             self.io.tell(Completion::Unpin { pin });
         }
@@ -377,6 +399,7 @@ impl Poll {
             self.ring();
         }
         self.io.counters.connections.set(u64::from(self.operators.open()));
+        self.tell_load();
     }
 
     fn ring(&self) {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{channel, Receiver};
+use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::border::{Border, Doorbell};
 use crate::counters::{Counters, PollStats};
 use crate::dialer::{DialOptions, Request};
 use crate::handover::Handover;
-use crate::inbox::{Command, Inboxes};
+use crate::inbox::{Command, Inboxes, LoadBalance, MAX_POLLS};
 use crate::listener::{ListenError, ListenOptions, Listener};
 use crate::pin::PinTable;
 use crate::poll::{Poll, Shared};
@@ -26,9 +26,7 @@ use crate::token::Subject;
 /// Starts the polls, hands them listeners, and stops them. Dropping it stops and joins their threads.
 #[derive(Debug)]
 pub struct PollManager {
-    inboxes: Arc<Inboxes>,
-    handover: Arc<Handover>,
-    counters: Vec<Arc<Counters>>,
+    shared: Shared,
     listeners: Mutex<HashMap<u32, Entry>>,
     next_listener: AtomicU32,
     threads: Mutex<Threads>,
@@ -43,11 +41,21 @@ struct Entry {
 
 #[derive(Debug)]
 struct Threads {
-    stop: Arc<AtomicBool>,
+    /// By the polls' numbers.
+    berths: Vec<Berth>,
+    sender: Sender<()>,
     done: Receiver<()>,
     /// Threads that have not said that they are done.
     running: usize,
-    handles: Vec<JoinHandle<()>>,
+}
+
+/// Where a poll has its memory and its thread: one after the other, if it is ended and started again.
+#[derive(Debug)]
+struct Berth {
+    border: Border,
+    counters: Arc<Counters>,
+    stop: Arc<AtomicBool>,
+    handle: Option<JoinHandle<()>>,
 }
 
 /// A listener as it is told to JavaScript.
@@ -78,37 +86,80 @@ impl PollManager {
         table: &Arc<BlockTable>,
         pins: &Arc<PinTable>,
     ) -> io::Result<PollManager> {
-        let polls = borders.iter().map(|_| mio::Poll::new()).collect::<io::Result<Vec<_>>>()?;
-        let waker = |poll: &mio::Poll| mio::Waker::new(poll.registry(), Subject::Waker.mio());
-        let inboxes = Arc::new(Inboxes::new(polls.iter().map(waker).collect::<io::Result<Vec<_>>>()?));
         let (sender, done) = channel();
-        let stop = Arc::new(AtomicBool::new(false));
+        let inboxes = Arc::new(Inboxes::new(borders.first().map_or(0, Border::slots)));
+        let (table, pins, doorbell) = (table.clone(), pins.clone(), doorbell.clone());
         let manager = PollManager {
-            inboxes: inboxes.clone(),
-            handover: Arc::default(),
-            counters: borders.iter().map(|_| Arc::default()).collect(),
+            shared: Shared { table, pins, inboxes, handover: Arc::<Handover>::default(), doorbell },
             listeners: Mutex::default(),
             next_listener: AtomicU32::new(0),
-            threads: Mutex::new(Threads { stop: stop.clone(), done, running: 0, handles: Vec::new() }),
+            threads: Mutex::new(Threads { berths: Vec::new(), sender, done, running: 0 }),
         };
-        let (table, pins, handover) = (table.clone(), pins.clone(), manager.handover.clone());
-        let shared = Shared { table, pins, inboxes, handover, doorbell: doorbell.clone() };
-        for (index, ((mio, border), counters)) in
-            polls.into_iter().zip(borders).zip(&manager.counters).enumerate()
-        {
-            let poll = Poll::new(index, mio, *border, shared.clone(), counters.clone())?;
-            let (stop, done, doorbell) = (stop.clone(), sender.clone(), doorbell.clone());
-            let handle = spawn(index, poll, Post { stop, done, border: *border, doorbell })?;
-            let mut threads = lock(&manager.threads);
-            threads.handles.push(handle);
-            threads.running += 1;
-        }
+        borders.iter().try_for_each(|border| manager.add(*border))?;
         Ok(manager)
+    }
+
+    /// Starts one more poll, with the next number.
+    pub fn add(&self, border: Border) -> io::Result<()> {
+        let mut threads = lock(&self.threads);
+        let index = threads.berths.len();
+        if index >= MAX_POLLS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let (counters, stop) = Default::default();
+        threads.berths.push(Berth { border, counters, stop, handle: None });
+        self.launch(&mut threads, index).inspect_err(|_| drop(threads.berths.pop()))
+    }
+
+    /// Starts a poll that has ended anew, in the same memory, whose header JavaScript has set to 0.
+    pub fn restart(&self, poll: usize) -> io::Result<()> {
+        let mut threads = lock(&self.threads);
+        let berth = threads.berths.get_mut(poll).ok_or(io::ErrorKind::NotFound)?;
+        if let Some(handle) = berth.handle.take() {
+            // It has told that it ends, and catches its panics itself.
+            let _ = handle.join();
+        }
+        berth.stop = Arc::default();
+        self.launch(&mut threads, poll)
+    }
+
+    fn launch(&self, threads: &mut Threads, index: usize) -> io::Result<()> {
+        let Threads { berths, sender, running, .. } = threads;
+        let berth = berths.get_mut(index).ok_or(io::ErrorKind::NotFound)?;
+        let mio = mio::Poll::new()?;
+        let waker = mio::Waker::new(mio.registry(), Subject::Waker.mio())?;
+        let poll = Poll::new(index, mio, berth.border, self.shared.clone(), berth.counters.clone())?;
+        let (border, doorbell) = (berth.border, self.shared.doorbell.clone());
+        let post = Post { stop: berth.stop.clone(), done: sender.clone(), border, doorbell };
+        berth.handle = Some(spawn(index, poll, post)?);
+        *running += 1;
+        // Not before the thread runs: without it nobody would look into the inbox.
+        self.shared.inboxes.open(index, waker);
+        Ok(())
+    }
+
+    /// Lets a poll move its connections to the others. It is given no new ones.
+    pub fn retire(&self, poll: usize) {
+        self.shared.inboxes.retire(poll);
+    }
+
+    /// Ends a poll that has told that it has no connections any more.
+    pub fn end(&self, poll: usize) {
+        if let Some(berth) = lock(&self.threads).berths.get(poll) {
+            // Release: pairs with the Acquire of the thread driver.
+            berth.stop.store(true, Ordering::Release);
+            self.shared.inboxes.wake(poll);
+        }
+    }
+
+    /// How the polls of new connections are chosen from now on.
+    pub fn set_load_balance(&self, balance: LoadBalance) {
+        self.shared.inboxes.set_balance(balance);
     }
 
     /// Wakes a poll that sleeps.
     pub fn wake(&self, poll: usize) {
-        self.inboxes.wake(poll);
+        self.shared.inboxes.wake(poll);
     }
 
     /// Binds and listens. Nothing is accepted before `serve`.
@@ -128,7 +179,7 @@ impl PollManager {
 
     /// The descriptor that a DETACHED record has named, open. `None` when its poll is gone.
     pub fn take_detached(&self, descriptor: RawFd) -> Option<OwnedFd> {
-        self.handover.take(descriptor)
+        self.shared.handover.take(descriptor)
     }
 
     fn keep(
@@ -143,16 +194,15 @@ impl PollManager {
         Ok(Listening { id, descriptor, endpoint })
     }
 
-    /// Lets a poll accept from the listener. False when there is none, or it is served already.
-    pub fn serve(&self, listener: u32, server: &Arc<Server>) -> bool {
+    /// Lets a poll accept from the listener, and tells which. None when there is none, or it is served already.
+    /// It is the first one that goes on, for that one is never asked to retire; the connections are spread.
+    pub fn serve(&self, listener: u32, server: &Arc<Server>) -> Option<usize> {
         let mut listeners = lock(&self.listeners);
-        let Some(entry) = listeners.get_mut(&listener).filter(|entry| entry.poll.is_none()) else {
-            return false;
-        };
-        let poll = listener as usize % self.inboxes.len().max(1);
+        let entry = listeners.get_mut(&listener).filter(|entry| entry.poll.is_none())?;
+        let poll = self.shared.inboxes.first().unwrap_or(0);
         entry.poll = Some(poll);
-        self.inboxes.send(poll, Command::Serve(entry.listener.clone(), server.clone()));
-        true
+        self.shared.inboxes.send(poll, Command::Serve(entry.listener.clone(), server.clone()));
+        Some(poll)
     }
 
     /// Refuses new connections at once; a LISTENER record follows when a poll served it.
@@ -160,7 +210,7 @@ impl PollManager {
         let Some(entry) = lock(&self.listeners).remove(&listener) else { return };
         entry.listener.close();
         if let Some(poll) = entry.poll {
-            self.inboxes.send(poll, Command::CloseListener(listener));
+            self.shared.inboxes.send(poll, Command::CloseListener(listener));
         }
     }
 
@@ -175,24 +225,26 @@ impl PollManager {
         server: Server,
     ) -> Result<Dialing, AddressError> {
         let request = Request::new(id, address, resolved, options, server)?;
-        let (poll, endpoints) = (self.inboxes.pick(), request.endpoints());
-        self.inboxes.send(poll, Command::Dial(Box::new(request)));
+        let inboxes = &self.shared.inboxes;
+        // Where every poll is full it is the first one that says so.
+        let (poll, endpoints) = (inboxes.pick().or(inboxes.first()).unwrap_or(0), request.endpoints());
+        inboxes.send(poll, Command::Dial(Box::new(request)));
         Ok(Dialing { poll, endpoints })
     }
 
     /// Makes an end of a dial, if there still is none.
     pub fn cancel_dial(&self, poll: usize, id: u32) {
-        self.inboxes.send(poll, Command::CancelDial(id));
+        self.shared.inboxes.send(poll, Command::CancelDial(id));
     }
 
-    /// Counters of each poll.
+    /// Counters of each poll, also of those that have ended.
     pub fn stats(&self) -> Vec<PollStats> {
-        self.counters.iter().map(|counters| counters.snapshot()).collect()
+        lock(&self.threads).berths.iter().map(|berth| berth.counters.snapshot()).collect()
     }
 
     /// Makes a poll's thread panic, for tests of what follows.
     pub fn crash(&self, poll: usize) {
-        self.inboxes.send(poll, Command::Crash);
+        self.shared.inboxes.send(poll, Command::Crash);
     }
 
     /// Stops all polls; their descriptors are closed. True when all have ended within `patience`.
@@ -214,19 +266,21 @@ impl PollManager {
     pub fn join(&self) {
         let mut threads = lock(&self.threads);
         self.ask_to_stop(&threads);
-        for handle in threads.handles.drain(..) {
+        for handle in threads.berths.iter_mut().filter_map(|berth| berth.handle.take()) {
             // A thread catches its panics itself.
             let _ = handle.join();
         }
         // What was on its way to a poll has a descriptor too.
-        (0..self.inboxes.len()).for_each(|poll| drop(self.inboxes.take(poll)));
+        (0..MAX_POLLS).for_each(|poll| drop(self.shared.inboxes.close(poll)));
         lock(&self.listeners).drain().for_each(|(_, entry)| entry.listener.close());
     }
 
     fn ask_to_stop(&self, threads: &Threads) {
-        // Release: pairs with the Acquire of the thread driver.
-        threads.stop.store(true, Ordering::Release);
-        (0..self.inboxes.len()).for_each(|poll| self.inboxes.wake(poll));
+        for (poll, berth) in threads.berths.iter().enumerate() {
+            // Release: pairs with the Acquire of the thread driver.
+            berth.stop.store(true, Ordering::Release);
+            self.shared.inboxes.wake(poll);
+        }
     }
 }
 
@@ -336,7 +390,7 @@ mod tests {
     fn connections_are_spread_over_the_polls() {
         let manager = start(2);
         let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
-        assert!(manager.serve(listening.id, &server()));
+        assert!(manager.serve(listening.id, &server()).is_some());
         let _clients = [(); 6].map(|()| connect(&listening));
         until("all are accepted", || open_connections(&manager) == [3, 3]);
     }
@@ -346,7 +400,7 @@ mod tests {
         let manager = start(2);
         let listening = [(); 3].map(|()| manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap());
         // The last one is never served.
-        listening[..2].iter().for_each(|listening| assert!(manager.serve(listening.id, &server())));
+        listening[..2].iter().for_each(|listening| assert!(manager.serve(listening.id, &server()).is_some()));
         let mut clients = [0, 0, 0, 1].map(|which| connect(&listening[which]));
         until("all are accepted", || open_connections(&manager) == [2, 2]);
         manager.join();
@@ -367,7 +421,7 @@ mod tests {
         let (remote, local) = ([0; 6], [0; 6]);
         let accepted =
             Accepted { descriptor: descriptor.into(), remote, local, is_unix: true, server: server() };
-        manager.inboxes.send(0, Command::Adopt(accepted));
+        manager.shared.inboxes.send(0, Command::Adopt(accepted));
         manager.join();
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
     }
@@ -376,7 +430,7 @@ mod tests {
     fn stop_waits_for_the_polls_and_can_be_asked_again() {
         let manager = start(2);
         let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
-        assert!(manager.serve(listening.id, &server()));
+        assert!(manager.serve(listening.id, &server()).is_some());
         let mut client = connect(&listening);
         until("it is accepted", || open_connections(&manager).iter().sum::<u64>() == 1);
         assert!(manager.stop(PATIENCE) && manager.stop(Duration::ZERO));
@@ -388,7 +442,7 @@ mod tests {
         let manager = start(1);
         let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
         let _client = connect(&listening);
-        assert!(manager.serve(listening.id, &server()));
+        assert!(manager.serve(listening.id, &server()).is_some());
         until("it is accepted", || open_connections(&manager) == [1]);
     }
 
@@ -397,17 +451,17 @@ mod tests {
         let manager = start(1);
         let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
         let outcomes = [listening.id, listening.id, 77].map(|id| manager.serve(id, &server()));
-        assert_eq!(outcomes, [true, false, false]);
+        assert_eq!(outcomes, [Some(0), None, None]);
         manager.close_listener(listening.id);
         manager.close_listener(listening.id);
-        assert!(!manager.serve(listening.id, &server()), "nor a closed one");
+        assert!(manager.serve(listening.id, &server()).is_none(), "nor a closed one");
     }
 
     #[test]
     fn the_port_of_a_closed_listener_is_free_at_once() {
         let manager = start(1);
         let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
-        assert!(manager.serve(listening.id, &server()));
+        assert!(manager.serve(listening.id, &server()).is_some());
         manager.close_listener(listening.id);
         let again = format!("127.0.0.1:{}", listening.endpoint.port);
         manager.listen("tcp", &again, &OPTIONS).unwrap();

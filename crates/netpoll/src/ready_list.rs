@@ -13,7 +13,7 @@ pub(crate) struct ReadyList(VecDeque<Token>);
 impl ReadyList {
     /// Puts the connection at the end, if it has something to read, wants to, and is not here yet.
     pub(crate) fn list(&mut self, operator: &mut Operator) {
-        let is_wanted = operator.connection.input.ready && operator.connection.may_read();
+        let is_wanted = operator.connection.input.ready && operator.may_read();
         if is_wanted && !operator.is_listed {
             operator.is_listed = true;
             self.0.push_back(operator.token);

@@ -30,6 +30,9 @@ impl Cause {
     /// JavaScript does not want it any more.
     pub(crate) const CANCELED: Cause = Cause(crate::sys::ECANCELED);
 
+    /// There was no slot for a connection that has moved.
+    pub(crate) const NO_SLOT: Cause = Cause(crate::sys::EMFILE);
+
     /// The errno of a failed system call.
     pub(crate) fn of(error: &std::io::Error) -> Cause {
         Cause(error.raw_os_error().unwrap_or(libc_eio()))
@@ -52,37 +55,142 @@ pub(crate) enum Deadline {
 /// A record from the poll to JavaScript.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Completion {
-    Accept { token: Token, server: u32 },
-    Data { token: Token, chunk: u32, offset: u32, length: u32 },
-    Eof { token: Token },
-    Closed { token: Token, cause: Cause },
-    Drained { token: Token },
-    Unpin { pin: u32 },
-    Timeout { token: Token, which: Deadline, sequence: u32 },
-    Listener { id: u32, cause: Cause },
-    Dialed { token: Token, dial: u32, cause: Cause, place: u32 },
-    Detached { token: Token, descriptor: u32 },
-    Info { token: Token, rtt: u32, variance: u32, retransmits: u32, window: u32, unacked: u32 },
+    Accept {
+        token: Token,
+        server: u32,
+    },
+    Data {
+        token: Token,
+        chunk: u32,
+        offset: u32,
+        length: u32,
+    },
+    Eof {
+        token: Token,
+    },
+    Closed {
+        token: Token,
+        cause: Cause,
+    },
+    Drained {
+        token: Token,
+    },
+    Unpin {
+        pin: u32,
+    },
+    Timeout {
+        token: Token,
+        which: Deadline,
+        sequence: u32,
+    },
+    Listener {
+        id: u32,
+        cause: Cause,
+    },
+    Dialed {
+        token: Token,
+        dial: u32,
+        cause: Cause,
+        place: u32,
+    },
+    Detached {
+        token: Token,
+        descriptor: u32,
+    },
+    Info {
+        token: Token,
+        rtt: u32,
+        variance: u32,
+        retransmits: u32,
+        window: u32,
+        unacked: u32,
+    },
+    /// `poll` is where the connection goes.
+    Moved {
+        token: Token,
+        poll: u32,
+    },
+    /// `token` is `Token::NONE` when the connection has ended of `cause` instead.
+    Arrived {
+        token: Token,
+        key: u32,
+        cause: Cause,
+    },
 }
 
 /// A record from JavaScript to the poll.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Submission {
-    Done { chunk: u32, offset: u32, count: u32 },
-    Send { token: Token, chunk: u32, offset: u32, length: u32 },
-    SendPin { token: Token, pin: u32 },
-    Input { token: Token, credit: u32, mark: u32, wanted: bool },
-    WatchDrain { token: Token, target: u32 },
-    Pause { token: Token },
-    Resume { token: Token },
-    Timer { token: Token, which: Deadline, milliseconds: u32, sequence: u32 },
-    Option { token: Token, option: SocketOption },
-    End { token: Token },
-    Close { token: Token },
-    Reset { token: Token },
-    Ack { token: Token },
-    Detach { token: Token },
-    Info { token: Token },
+    Done {
+        chunk: u32,
+        offset: u32,
+        count: u32,
+    },
+    Send {
+        token: Token,
+        chunk: u32,
+        offset: u32,
+        length: u32,
+    },
+    SendPin {
+        token: Token,
+        pin: u32,
+    },
+    Input {
+        token: Token,
+        credit: u32,
+        mark: u32,
+        wanted: bool,
+    },
+    WatchDrain {
+        token: Token,
+        target: u32,
+    },
+    Pause {
+        token: Token,
+    },
+    Resume {
+        token: Token,
+    },
+    Timer {
+        token: Token,
+        which: Deadline,
+        milliseconds: u32,
+        sequence: u32,
+    },
+    Option {
+        token: Token,
+        option: SocketOption,
+    },
+    End {
+        token: Token,
+    },
+    Close {
+        token: Token,
+    },
+    Reset {
+        token: Token,
+    },
+    Ack {
+        token: Token,
+    },
+    Detach {
+        token: Token,
+    },
+    Info {
+        token: Token,
+    },
+    MoveAck {
+        token: Token,
+        key: u32,
+    },
+    /// A range, and with it one lent reference of its block, which ends here.
+    SendLent {
+        token: Token,
+        chunk: u32,
+        offset: u32,
+        length: u32,
+    },
 }
 
 /// An option of an open connection's socket.
@@ -111,6 +219,8 @@ impl Completion {
             Completion::Info { token, rtt, variance, retransmits, window, unacked } => {
                 record(12, token, [rtt, variance, retransmits, window, unacked])
             }
+            Completion::Moved { token, poll } => record(10, token, [poll, 0, 0]),
+            Completion::Arrived { token, key, cause } => record(13, token, [key, cause.0 as u32, 0]),
         }
     }
 }
@@ -148,6 +258,8 @@ impl Submission {
             13 => Submission::Ack { token },
             15 => Submission::Detach { token },
             16 => Submission::Info { token },
+            14 => Submission::MoveAck { token, key: first },
+            17 => Submission::SendLent { token, chunk: first, offset: second, length: third },
             _ => return None,
         })
     }
@@ -198,7 +310,7 @@ mod tests {
 
     #[test]
     fn unknown_kinds_deadlines_and_options_are_no_records() {
-        for record in [[0; 8], [14, 0, 0, 0, 0, 0, 0, 0], [8, 0, 0, 4, 0, 0, 0, 0], [9, 0, 0, 9, 0, 0, 0, 0]]
+        for record in [[0; 8], [99, 0, 0, 0, 0, 0, 0, 0], [8, 0, 0, 4, 0, 0, 0, 0], [9, 0, 0, 9, 0, 0, 0, 0]]
         {
             assert_eq!(Submission::decode(&record), None);
         }

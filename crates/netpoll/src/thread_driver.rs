@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
-use crate::border::{Border, Doorbell};
+use crate::border::{Border, Doorbell, Retired};
 use crate::poll::{Budget, Poll};
 use crate::sys;
 
@@ -31,10 +31,17 @@ fn attend(mut poll: Poll, post: Post) {
     sys::block_signals();
     // AssertUnwindSafe: after a panic the poll is only dropped, which closes its descriptors.
     let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut poll, &post.stop)));
+    let is_sound = matches!(outcome, Ok(Ok(())));
+    let has_retired = is_sound && poll.is_empty();
     // Neither closing nor ringing may panic past this thread; there is nobody left to tell.
+    let _ = catch_unwind(AssertUnwindSafe(|| poll.leave()));
     let _ = catch_unwind(AssertUnwindSafe(|| drop(poll)));
-    if !matches!(outcome, Ok(Ok(()))) {
+    if has_retired {
+        post.border.set_retired(Retired::Ended);
+    } else if !is_sound {
         post.border.set_died();
+    }
+    if has_retired || !is_sound {
         let _ = catch_unwind(AssertUnwindSafe(|| post.doorbell.ring()));
     }
     // Nobody listens any more when the environment has given up waiting.
@@ -51,6 +58,10 @@ fn run(poll: &mut Poll, stop: &AtomicBool) -> Result<()> {
         if !is_stopped() {
             poll.wait(turn, now)?;
         }
+    }
+    if poll.is_empty() {
+        // Whoever stops such a poll has put its last records before.
+        poll.take_last_records(Instant::now());
     }
     Ok(())
 }
@@ -102,7 +113,8 @@ mod tests {
             let border = Border::new(words, 8, 1).unwrap();
             let mio = mio::Poll::new().unwrap();
             let waker = mio::Waker::new(mio.registry(), Subject::Waker.mio()).unwrap();
-            let inboxes = Arc::new(Inboxes::new(vec![waker]));
+            let inboxes = Arc::new(Inboxes::new(border.slots()));
+            inboxes.open(0, waker);
             let scheduled = &leak(1)[0];
             let (stop, (ringing, bell)) = (Arc::new(AtomicBool::new(false)), channel());
             let (stopping, woken) = (stop.clone(), inboxes.clone());

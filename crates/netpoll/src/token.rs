@@ -29,6 +29,9 @@ impl Token {
     /// The highest generation; the next one is 1 again. The bit above it tells all others apart.
     pub const MAX_GENERATION: u32 = (1 << 31) - 1;
 
+    /// Names no connection.
+    pub(crate) const NONE: Token = Token { slot: 0, generation: 0 };
+
     /// The generation that follows this one in the same slot.
     pub(crate) fn next_generation(generation: u32) -> u32 {
         generation % Self::MAX_GENERATION + 1

@@ -10,7 +10,7 @@ use std::time::Duration;
 use napi::bindgen_prelude::{Array, FromNapiValue, Function, Object, Unknown};
 use napi::{sys, Env, Error, JsValue, Result, Status};
 use napi_derive::napi;
-use netpoll::{Block, BlockTable, Border, Doorbell, PinTable, PollManager, Server};
+use netpoll::{Block, BlockTable, Border, Doorbell, LoadBalance, PinTable, PollManager, Server};
 
 use crate::doorbell::Bell;
 use crate::shapes::{
@@ -18,6 +18,9 @@ use crate::shapes::{
     EnvironmentStats, HostOutcome, ListenOutcome, ListenSettings, ServeOptions,
 };
 use crate::shared_memory::{bytes_of, hold, let_go, map, words_of};
+
+/// Of what could not be: a poll too many, or one that never was.
+const EINVAL: i32 = 22;
 
 const SCHEDULED: usize = 0;
 const STOP: usize = 1;
@@ -37,7 +40,10 @@ pub struct Environment {
     manager: Arc<PollManager>,
     table: Arc<BlockTable>,
     pins: Arc<PinTable>,
-    borders: Vec<Border>,
+    borders: Mutex<Vec<Border>>,
+    /// Of each poll.
+    ring_entries: u32,
+    slots: u32,
     bell: &'static Bell,
     servers: Mutex<HashMap<u32, Arc<Server>>>,
     pinned: Mutex<HashMap<u32, Pinned>>,
@@ -67,7 +73,8 @@ impl Environment {
     pub fn new(env: Env, options: Object<'_>, doorbell: Function<'_, (), ()>) -> Result<Environment> {
         let control = words_of(env.raw(), field::<Unknown<'_>>(&options, "control")?.raw())?;
         let (scheduled, stop) = (word(control, SCHEDULED)?, word(control, STOP)?);
-        let borders = borders(&env, &options)?;
+        let (ring_entries, slots) = (field(&options, "ringEntries")?, field(&options, "slots")?);
+        let borders = borders(&env, &options, ring_entries, slots)?;
         let table = BlockTable::new(memory_limit(field::<f64>(&options, "maxMemory")?));
         let pins = PinTable::new();
         let bell = Bell::new(env.raw(), doorbell.raw(), stop, field::<bool>(&options, "libuv")?)?;
@@ -81,8 +88,47 @@ impl Environment {
             manager.join();
             bell.close();
         })?;
-        let (servers, pinned) = Default::default();
-        Ok(Environment { manager, table, pins, borders, bell, servers, pinned })
+        let (servers, pinned, borders) = (Mutex::default(), Mutex::default(), Mutex::new(borders));
+        Ok(Environment { manager, table, pins, borders, ring_entries, slots, bell, servers, pinned })
+    }
+
+    /// Starts one more poll, with the next number, on memory of its own. An errno, or 0.
+    #[napi(catch_unwind)]
+    pub fn add_poll(&self, env: Env, words: Unknown<'_>) -> Result<i32> {
+        let border = border(&env, words, self.ring_entries, self.slots)?;
+        let added = self.manager.add(border);
+        if added.is_ok() {
+            lock(&self.borders).push(border);
+        }
+        Ok(errno(added))
+    }
+
+    /// Starts a poll anew whose thread has ended; the header of its memory is 0 again. An errno, or 0.
+    #[napi(catch_unwind)]
+    pub fn restart_poll(&self, poll: u32) -> i32 {
+        errno(self.manager.restart(poll as usize))
+    }
+
+    /// Lets a poll move all its connections to the others, and tell when none is left.
+    #[napi(catch_unwind)]
+    pub fn retire_poll(&self, poll: u32) {
+        self.manager.retire(poll as usize);
+    }
+
+    /// Ends a poll that has told that it is empty. What has been put is still taken.
+    #[napi(catch_unwind)]
+    pub fn end_poll(&self, poll: u32) {
+        self.manager.end(poll as usize);
+    }
+
+    /// 'round-robin', 'random' or 'least-connections'.
+    #[napi(catch_unwind)]
+    pub fn set_load_balance(&self, kind: String) {
+        self.manager.set_load_balance(match kind.as_str() {
+            "random" => LoadBalance::Random,
+            "least-connections" => LoadBalance::LeastConnections,
+            _ => LoadBalance::RoundRobin,
+        });
     }
 
     /// A new ArrayBuffer over the memory of a chunk.
@@ -108,6 +154,12 @@ impl Environment {
             place
         };
         self.table.alloc(size).map_or(-1.0, lend)
+    }
+
+    /// One more lent reference of a block, for one SEND_LENT. False when JavaScript has none.
+    #[napi(catch_unwind)]
+    pub fn share(&self, chunk: u32, offset: u32) -> bool {
+        self.table.share(chunk, offset)
     }
 
     /// Wakes a poll that sleeps.
@@ -185,16 +237,14 @@ impl Environment {
         self.manager.take_detached(descriptor).map(IntoRawFd::into_raw_fd).is_some()
     }
 
-    /// Accepts from a listener on behalf of an event loop; all listeners of one loop count together.
+    /// Accepts from a listener on behalf of an event loop, all of whose listeners count together. Returns the
+    /// poll that does.
     #[napi(catch_unwind)]
-    pub fn serve(&self, listener: u32, options: ServeOptions) -> Result<()> {
+    pub fn serve(&self, listener: u32, options: ServeOptions) -> Result<u32> {
         let server =
             lock(&self.servers).entry(options.server).or_insert_with(|| Arc::new(options.server())).clone();
-        if self.manager.serve(listener, &server) {
-            Ok(())
-        } else {
-            Err(unknown("listener", listener))
-        }
+        let poll = self.manager.serve(listener, &server);
+        poll.map(|poll| poll as u32).ok_or_else(|| unknown("listener", listener))
     }
 
     /// Refuses new connections at once.
@@ -220,7 +270,7 @@ impl Environment {
     /// Both ends of the connection in a slot.
     #[napi(catch_unwind)]
     pub fn addresses(&self, poll: u32, slot: u32) -> Result<Addresses> {
-        let border = self.borders.get(poll as usize).ok_or_else(|| unknown("poll", poll))?;
+        let border = lock(&self.borders).get(poll as usize).copied().ok_or_else(|| unknown("poll", poll))?;
         let [remote, local] = border.addresses(slot).ok_or_else(|| unknown("slot", slot))?;
         Ok(Addresses { remote: EndpointShape::decode(remote), local: EndpointShape::decode(local) })
     }
@@ -251,16 +301,16 @@ impl Environment {
     }
 }
 
-fn borders(env: &Env, options: &Object<'_>) -> Result<Vec<Border>> {
+fn borders(env: &Env, options: &Object<'_>, entries: u32, slots: u32) -> Result<Vec<Border>> {
     let polls = field::<Array<'_>>(options, "polls")?;
-    let (entries, slots) = (field::<u32>(options, "ringEntries")?, field::<u32>(options, "slots")?);
-    let border = |index| {
-        let words = polls.get::<Unknown<'_>>(index)?.ok_or_else(|| unknown("poll", index))?;
-        let invalid =
-            || Error::new(Status::InvalidArg, "the memory of a poll does not have the size of its parts");
-        Border::new(words_of(env.raw(), words.raw())?, entries, slots).ok_or_else(invalid)
-    };
-    (0..polls.len()).map(border).collect()
+    let words = |index| polls.get::<Unknown<'_>>(index)?.ok_or_else(|| unknown("poll", index));
+    (0..polls.len()).map(|index| border(env, words(index)?, entries, slots)).collect()
+}
+
+fn border(env: &Env, words: Unknown<'_>, entries: u32, slots: u32) -> Result<Border> {
+    let invalid =
+        || Error::new(Status::InvalidArg, "the memory of a poll does not have the size of its parts");
+    Border::new(words_of(env.raw(), words.raw())?, entries, slots).ok_or_else(invalid)
 }
 
 fn field<'a, T: FromNapiValue>(options: &Object<'a>, name: &str) -> Result<T> {
@@ -282,6 +332,10 @@ fn memory_limit(asked: f64) -> u64 {
 
 fn system_error(error: std::io::Error) -> Error {
     Error::new(Status::GenericFailure, error.to_string())
+}
+
+fn errno(outcome: std::io::Result<()>) -> i32 {
+    outcome.map_or_else(|error| error.raw_os_error().unwrap_or(EINVAL), |()| 0)
 }
 
 fn unknown(what: &str, number: u32) -> Error {

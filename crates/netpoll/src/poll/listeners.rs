@@ -16,9 +16,17 @@ impl Poll {
             match command {
                 Command::Serve(listener, server) => self.serve(Acceptor::new(listener, server)),
                 Command::CloseListener(id) => self.drop_listener(id, Cause::ORDERLY),
-                Command::Adopt(accepted) => self.adopt(accepted, now),
+                Command::Adopt(accepted) => {
+                    self.adopt(accepted, now);
+                    self.shared.inboxes.came(self.index);
+                }
+                Command::Arrive(arrival) => {
+                    self.arrive(*arrival);
+                    self.shared.inboxes.came(self.index);
+                }
                 Command::Dial(request) => self.dial(*request, now),
                 Command::CancelDial(id) => self.cancel_dial(id),
+                Command::Retire => self.retire(),
                 Command::Crash => crash(),
             }
         }
@@ -73,8 +81,9 @@ impl Poll {
         let Some(operator) = self.operators.get_mut(token) else { return };
         arm(&mut self.timers, operator);
         if let Err(error) = self.io.register(operator) {
-            self.close(token, Cause::of(&error));
+            return self.close(token, Cause::of(&error));
         }
+        self.follow(token);
     }
 
     fn announce(&mut self, accept: Completion, at_once: bool, now: Instant) {
@@ -104,8 +113,7 @@ impl Poll {
 
     /// False when the listener has nothing more to give now.
     fn accept(&mut self, place: usize, now: Instant) -> bool {
-        let attempt =
-            if self.operators.has_room() { self.acceptors[place].attempt() } else { Attempt::Exhausted };
+        let attempt = if self.has_place() { self.acceptors[place].attempt() } else { Attempt::Exhausted };
         match attempt {
             Attempt::Accepted(accepted) => self.place(accepted, now),
             Attempt::Dropped => {}
@@ -125,13 +133,27 @@ impl Poll {
         true
     }
 
-    /// Brings a connection to the poll whose turn it is.
+    /// Whether some poll has a slot. Only this one knows which of its own are free by now.
+    fn has_place(&self) -> bool {
+        self.tell_load();
+        self.shared.inboxes.have_room()
+    }
+
+    pub(super) fn tell_load(&self) {
+        self.shared.inboxes.set_taken(self.index, self.operators.taken());
+    }
+
+    /// Brings a connection to the poll that is chosen for it.
     fn place(&mut self, accepted: Accepted, now: Instant) {
-        let index = self.shared.inboxes.pick();
-        if index == self.index {
-            self.adopt(accepted, now);
-        } else {
-            self.shared.inboxes.send(index, Command::Adopt(accepted));
+        match self.shared.inboxes.pick() {
+            Some(index) if index != self.index => {
+                let refused = self.shared.inboxes.offer(index, Command::Adopt(accepted));
+                if let Some(Command::Adopt(accepted)) = refused {
+                    // That poll has gone just now.
+                    self.adopt(accepted, now);
+                }
+            }
+            _ => self.adopt(accepted, now),
         }
     }
 

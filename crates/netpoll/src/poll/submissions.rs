@@ -24,13 +24,21 @@ impl Poll {
         self.submissions.look()
     }
 
+    pub(crate) fn take_last_records(&mut self, now: Instant) {
+        while self.take_submissions(now, u32::MAX) {}
+    }
+
     /// False when the record names something that is not, or not any more.
     fn submit(&mut self, submission: Submission, now: Instant) -> bool {
         match submission {
             Submission::Done { chunk, offset, count } => self.shared.table.give_back(chunk, offset, count),
             Submission::Ack { token } => self.operators.acknowledge(token),
+            Submission::MoveAck { token, key } => self.let_go(token, key),
             Submission::Reset { token } => self.reset(token, Cause::ORDERLY),
             Submission::Send { token, chunk, offset, length } => self.send(token, chunk, offset, length),
+            Submission::SendLent { token, chunk, offset, length } => {
+                self.send(token, chunk, offset, length) & self.shared.table.give_back(chunk, offset, 1)
+            }
             Submission::SendPin { token, pin } => self.send_pin(token, pin),
             Submission::End { token } => self.finish(token, Finish::End),
             Submission::Close { token } => self.finish(token, Finish::Close),

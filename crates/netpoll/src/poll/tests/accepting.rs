@@ -1,3 +1,4 @@
+use std::io::Read;
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -259,24 +260,39 @@ fn two_polls_take_turns_with_the_connections() {
 }
 
 #[test]
-fn a_connection_that_meets_a_full_poll_is_closed_and_not_counted() {
-    let mut desk = Desk::new(Plan { polls: 2, slots: 1, max_connections: 2, ..Plan::default() });
+fn a_full_poll_is_passed_over_where_another_has_room() {
+    let mut desk = Desk::new(Plan { polls: 3, slots: 1, ..Plan::default() });
     let address = desk.listen();
-    // The first poll accepts, so it must have room; the second one has none when its turn has come again.
-    for poll in [0, 1, 0] {
+    let (_first, _) = desk.connect(&address);
+    let (_second, second) = desk.connect(&address);
+    let (_third, third) = desk.connect(&address);
+    assert_eq!([second, third].map(|book| desk.books[book].poll).iter().sum::<usize>(), 1 + 2);
+    for full in [third, second] {
+        desk.put(full, RESET, [0; 3]);
+        desk.until_closed(full);
+        desk.idle();
+        // Meanwhile there was no slot anywhere.
         desk.pass(REST);
-        let (_peer, book) = desk.connect(&address);
-        assert_eq!(desk.books[book].poll, poll);
-        if poll == 0 {
-            desk.put(book, RESET, [0; 3]);
-            desk.until_closed(book);
-        }
+        let (_peer, next) = desk.connect(&address);
+        assert_eq!(desk.books[next].poll, desk.books[full].poll);
     }
+}
+
+#[test]
+fn a_connection_that_meets_a_full_poll_all_the_same_is_closed_and_not_counted() {
+    let mut desk = Desk::new(Plan { polls: 2, slots: 1, max_connections: 3, ..Plan::default() });
+    let address = desk.listen();
+    let (_first, _) = desk.connect(&address);
+    let (_second, _) = desk.connect(&address);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    assert!(desk.server.admit());
+    let (remote, local, server) = ([0; 6], [0; 6], desk.server.clone());
+    let accepted = Accepted { descriptor: ours.into(), remote, local, is_unix: true, server };
+    desk.inboxes.send(1, Command::Adopt(accepted));
     desk.turn();
-    desk.pass(REST);
-    let refused = Peer::connect(&address);
-    assert!(desk.peer_reads_to_end(&refused).0.is_empty());
-    assert_eq!(desk.books.len(), 3);
+    assert_eq!((&theirs).read(&mut [0]).unwrap(), 0);
+    assert!(desk.server.admit(), "it has left");
+    desk.server.dismiss();
 }
 
 #[test]

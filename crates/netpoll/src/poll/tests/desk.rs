@@ -202,7 +202,8 @@ impl Desk {
         };
         let polls = (0..plan.polls).map(|_| mio::Poll::new().unwrap()).collect::<Vec<_>>();
         let waker = |poll: &mio::Poll| mio::Waker::new(poll.registry(), Subject::Waker.mio()).unwrap();
-        let inboxes = Arc::new(Inboxes::new(polls.iter().map(waker).collect()));
+        let inboxes = Arc::new(Inboxes::new(plan.slots));
+        polls.iter().enumerate().for_each(|(index, poll)| inboxes.open(index, waker(poll)));
         let doorbell = Doorbell::new(scheduled, ring);
         let handover = Arc::<Handover>::default();
         let shared = Shared {
@@ -692,7 +693,7 @@ impl Desk {
         assert!(self.pins.is_empty(), "{:?}", self.pins);
         for seat in &mut self.seats {
             assert_eq!((seat.poll.operators.open(), seat.poll.dials.len()), (0, 0));
-            assert!(seat.poll.operators.has_room(), "every slot is free again");
+            assert_eq!(seat.poll.operators.taken(), 0, "every slot is free again");
             seat.poll.io.intake.release();
         }
         assert_eq!(self.table.blocks_out(), 0, "blocks out are blocks back");
