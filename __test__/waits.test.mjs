@@ -24,7 +24,7 @@ test('waitRead resolves when the bytes are here, not before, and consumes nothin
     t.true(await isPending(waiting))
   }
   await send(peer, 'd')
-  await waiting
+  t.is(await waiting, undefined)
   t.is(reader.length, 4)
   await reader.waitRead(4)
   await reader.waitRead(0)

@@ -8,7 +8,7 @@ class Wait {
   constructor(
     readonly size: number,
     readonly delimiter: Delimiter | null,
-    readonly resolve: (size: number) => void,
+    readonly resolve: (size?: number) => void,
     readonly reject: (reason: unknown) => void,
     readonly signal: AbortSignal | undefined,
     readonly abort: () => void,
@@ -30,24 +30,24 @@ export abstract class WaitingReader extends Reader {
     checkInteger(n, 'n', 0, this.longest)
     checkOptions(options, WAIT_OPTIONS)
     if (this.refusal === '' && n <= this.unread) return Promise.resolve()
-    return this.begin(n, null, options?.signal) as Promise<unknown> as Promise<void>
+    return this.begin(n, null, options?.signal) as Promise<void>
   }
 
   override waitUntil(delimiter: Delimiter, options?: WaitOptions): Promise<number> {
     checkOptions(options, WAIT_OPTIONS)
     const end = this.refusal === '' ? this.find(delimiter) : -1
-    return end >= 0 ? Promise.resolve(end) : this.begin(0, delimiter, options?.signal)
+    return end >= 0 ? Promise.resolve(end) : (this.begin(0, delimiter, options?.signal) as Promise<number>)
   }
 
   /** @internal After news: a wait that is satisfied, or never can be, ends. */
   progress(): void {
     const { wait } = this
     if (wait === null) return
-    const end =
-      wait.delimiter === null ? (wait.size <= this.unread ? wait.size : -1) : this.find(wait.delimiter)
-    if (end >= 0) this.endWait().resolve(end)
+    const { size, delimiter } = wait
+    const end = delimiter === null ? (size <= this.unread ? size : -1) : this.find(delimiter)
+    if (end >= 0) this.endWait().resolve(delimiter === null ? undefined : end)
     else if (this.finished) this.rejectWait(this.failure())
-    else this.lacking(wait.size)
+    else this.lacking(size)
   }
 
   /** @internal */
@@ -69,7 +69,11 @@ export abstract class WaitingReader extends Reader {
   /** @internal News did not satisfy a wait of `size` bytes (0 = unknown). */
   protected abstract lacking(size: number): void
 
-  private begin(size: number, delimiter: Delimiter | null, signal: AbortSignal | undefined): Promise<number> {
+  private begin(
+    size: number,
+    delimiter: Delimiter | null,
+    signal: AbortSignal | undefined,
+  ): Promise<number | void> {
     if (signal?.aborted) return Promise.reject(signal.reason as Error)
     if (this.wait !== null) {
       return Promise.reject(
@@ -77,7 +81,7 @@ export abstract class WaitingReader extends Reader {
       )
     }
     if (this.refusal !== '' || this.finished) return Promise.reject(this.failure() as Error)
-    const promise = new Promise<number>((resolve, reject) => {
+    const promise = new Promise<number | void>((resolve, reject) => {
       const abort = () => this.rejectWait(signal!.reason)
       this.wait = new Wait(size, delimiter, resolve, reject, signal, abort)
       signal?.addEventListener('abort', abort)
