@@ -8,7 +8,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import test from 'ava'
 import { createEventLoop, createListener, listenerFrom } from '../index.js'
-import { connect, descriptors, outcome, serve, take } from './fixtures/peer.mjs'
+import { connect, descriptors, outcome, serve, take, until } from './fixtures/peer.mjs'
 import { start } from './fixtures/program.mjs'
 
 const folder = mkdtempSync(join(tmpdir(), 'netpoll-inherited-'))
@@ -156,6 +156,7 @@ test.serial('what does not listen is a system error, and stays open and as it wa
   const socket = await connect(server.port)
   const file = openSync('/dev/null')
   t.teardown(() => closeSync(file))
+  await until(() => server.loop.connections === 1)
   const before = descriptors()
   for (const [fd, code] of [
     [socket._handle.fd, 'EINVAL'],
