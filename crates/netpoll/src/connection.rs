@@ -194,7 +194,7 @@ pub(crate) struct Output {
     /// Since when the kernel has taken nothing of what is pending.
     pub(crate) blocked_since: Option<Instant>,
     /// Bytes that the kernel held and the peer had not acknowledged when progress was last looked for.
-    unacknowledged: u32,
+    pub(crate) unacknowledged: u32,
     pub(crate) finish: Finish,
     /// FIN has been sent, or nothing can be sent any more.
     pub(crate) ended: bool,

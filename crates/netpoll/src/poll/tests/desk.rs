@@ -24,6 +24,7 @@ use crate::poll::{Budget, Poll, Shared, Turn};
 use crate::record::{Cause, Record};
 use crate::ring::{Consumer, Producer};
 use crate::server::Server;
+use crate::sys;
 use crate::token::{Subject, Token};
 
 /// Turns before a test gives up: each waits for at most a millisecond.
@@ -351,8 +352,12 @@ impl Desk {
         }
     }
 
-    /// Lets time pass, and takes a turn when it has.
+    /// Lets time pass, and takes a turn when it has. What the kernels of both sides may have done meanwhile, by
+    /// their own clock, is no progress.
     pub(super) fn pass(&mut self, time: Duration) {
+        for Book { poll, token, .. } in &self.books {
+            self.seats[*poll].poll.operators.get_mut(*token).map(forget_progress);
+        }
         self.now += time;
         self.turn();
     }
@@ -778,6 +783,12 @@ impl Seat {
     /// Whether records wait for room in the completion ring.
     pub(super) fn is_backlogged(&self) -> bool {
         self.words[1].load(Ordering::Relaxed) != 0
+    }
+}
+
+fn forget_progress(operator: &mut Operator) {
+    if let Ok(held) = sys::unacknowledged(operator.descriptor()) {
+        operator.connection.output.unacknowledged = held;
     }
 }
 
