@@ -88,19 +88,19 @@ export function isThenable(value: unknown): value is PromiseLike<unknown> {
 }
 
 /** @internal A call of a handler, in the asynchronous context of its connection. */
-export type Step = (this: Connection) => unknown
+export type Step = (connection: Connection) => unknown
 
 /** @internal */
-export function callPrepare(this: Connection): void {
-  this.context = this.loop.onPrepare!(this)
+export function callPrepare(connection: Connection): void {
+  connection.context = connection.loop.onPrepare!(connection)
 }
 
 /** @internal */
-export function callConnect(this: Connection): unknown {
-  return this.extra().onConnect!(this, this.context)
+export function callConnect(connection: Connection): unknown {
+  return connection.extra().onConnect!(connection, connection.context)
 }
 
 /** @internal */
-export function callRequest(this: Connection): unknown {
-  return this.onRequest!(this, this.context)
+export function callRequest(connection: Connection): unknown {
+  return connection.onRequest!(connection, connection.context)
 }

@@ -355,7 +355,7 @@ export class Lifecycle<Ctx = unknown> {
   }
 
   private inScope(step: Step): unknown {
-    return this.asyncScope().runInAsyncScope(step, this.self)
+    return this.asyncScope().runInAsyncScope(step, undefined, this.self)
   }
 
   private asyncScope(): AsyncResource {
