@@ -106,6 +106,7 @@ test('limits and timeouts are those of the dial', async (t) => {
   await t.throwsAsync(reader.waitRead(1), { code: 'ERR_NETPOLL_READ_TIMEOUT' })
   t.throws(() => void reader.waitRead(101), { code: 'ERR_OUT_OF_RANGE' })
   t.true(connection.isActive())
+  connection.setReadTimeout(0)
   peer.write('x')
   await reader.waitRead(1)
 
