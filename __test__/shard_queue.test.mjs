@@ -2,8 +2,9 @@
 
 import test from 'ava'
 import { randomBytes } from 'node:crypto'
+import { closeSync } from 'node:fs'
 import { ShardQueue } from 'netpoll/mux'
-import { stats } from '../index.js'
+import { dialConnection, LinkBuffer, setNumLoops, stats } from '../index.js'
 import {
   connect,
   deferred,
@@ -104,6 +105,29 @@ test('each kind of item arrives as it was when it was added', async (t) => {
   t.is(other.reader.length, 0, 'a Reader is emptied')
   const expected = [Buffer.from('smalltäxt'), large, Buffer.from('writtenread!')]
   t.deepEqual(await sent(both), Buffer.concat(expected))
+})
+
+test('a LinkBuffer is emptied in add(), without a copy, also of what it has not flushed', async (t) => {
+  const both = await queued(t)
+  const { queue } = both
+  const large = randomBytes(100 * KIB)
+  const buffer = new LinkBuffer()
+  buffer.writeString('flushed,')
+  buffer.writeBinary(large)
+  buffer.flush()
+  buffer.writeString('unflushed,')
+  queue.add(buffer)
+  t.deepEqual([buffer.length, buffer.mallocLength], [0, 0])
+  buffer.writeString('again,')
+  queue.add(
+    () => buffer,
+    () => new LinkBuffer(),
+  )
+  buffer.writeString('more,')
+  const expected = [Buffer.from('flushed,'), large, Buffer.from('unflushed,again,more,')]
+  t.deepEqual(await sent(both), Buffer.concat(expected))
+  buffer.writeString('it can be filled once more')
+  buffer.close()
 })
 
 test('a function is called when its turn comes, once, and what it returns takes its place', async (t) => {
@@ -222,40 +246,52 @@ for (const [kind, [size, add]] of Object.entries(floods)) {
   })
 }
 
-test.serial('what functions make beyond maxPendingBytes ends the connection with OUTPUT_LIMIT', async (t) => {
-  const other = await pair(t)
-  let failed, calls
-  const server = serve(undefined, {
-    maxPendingBytes: MIB,
-    onConnect: (connection) => {
-      connected.resolve(connection)
-    },
-    onError: (error) => void failed.push(error.code),
+/** What a function may give back: a Writer or LinkBuffer that holds 100 KiB. */
+const made = {
+  Writer: ({ writer }) => {
+    writer.writeString('x'.repeat(100 * KIB))
+    return writer
+  },
+  LinkBuffer: () => {
+    const buffer = new LinkBuffer()
+    buffer.writeString('x'.repeat(50 * KIB))
+    buffer.flush()
+    buffer.writeString('x'.repeat(50 * KIB))
+    return buffer
+  },
+}
+for (const [kind, make] of Object.entries(made)) {
+  test.serial(`what functions make beyond maxPendingBytes ends with OUTPUT_LIMIT: ${kind}`, async (t) => {
+    const other = await pair(t)
+    let failed, calls, connected
+    const server = serve(undefined, {
+      maxPendingBytes: MIB,
+      onConnect: (connection) => void connected.resolve(connection),
+      onError: (error) => void failed.push(error.code),
+    })
+    await leaksNothing(async () => {
+      failed = []
+      calls = 0
+      connected = deferred()
+      const peer = await connect(server.port)
+      const connection = await connected.promise
+      const queue = new ShardQueue(connection)
+      for (let i = 0; i < 100; i++) {
+        queue.add(() => {
+          calls++
+          return make(other)
+        })
+      }
+      await t.throwsAsync(queue.close(), { code: 'ERR_NETPOLL_OUTPUT_LIMIT' })
+      await connection.closed
+      peer.destroy()
+    })
+    t.is(calls, 11, 'none is called in vain')
+    t.is(other.writer.mallocLength, 0, 'what the last one has made is dropped')
+    t.deepEqual(failed, ['ERR_NETPOLL_OUTPUT_LIMIT'])
+    await server.stop()
   })
-  let connected
-  await leaksNothing(async () => {
-    failed = []
-    calls = 0
-    connected = deferred()
-    const peer = await connect(server.port)
-    const connection = await connected.promise
-    const queue = new ShardQueue(connection)
-    for (let i = 0; i < 100; i++) {
-      queue.add(() => {
-        calls++
-        other.writer.writeString('x'.repeat(100 * KIB))
-        return other.writer
-      })
-    }
-    await t.throwsAsync(queue.close(), { code: 'ERR_NETPOLL_OUTPUT_LIMIT' })
-    await connection.closed
-    peer.destroy()
-  })
-  t.is(calls, 11, 'none is called in vain')
-  t.is(other.writer.mallocLength, 0, 'what the last one has made is dropped')
-  t.deepEqual(failed, ['ERR_NETPOLL_OUTPUT_LIMIT'])
-  await server.stop()
-})
+}
 
 // ---- the end
 
@@ -304,6 +340,18 @@ for (const end of ['end', 'close', 'reset']) {
     t.is(String((await received).bytes), '')
   })
 }
+
+test("after the connection's detach() what was flushed is sent, and what waited is dropped", async (t) => {
+  const { queue, connection, peer } = await queued(t)
+  queue.add('sent')
+  await tick()
+  queue.add('waits')
+  const detached = connection.detach()
+  t.throws(() => queue.add('late'), { code: 'ERR_NETPOLL_CONN_CLOSED' })
+  await t.throwsAsync(queue.close(), { code: 'ERR_NETPOLL_CONN_CLOSED' })
+  closeSync((await detached).fd)
+  t.is(String((await outcome(peer)).bytes), 'sent')
+})
 
 const causes = { resetAndDestroy: 'ECONNRESET', destroy: /^(?:ERR_NETPOLL_EOF|ECONNRESET|EPIPE)$/ }
 for (const [how, cause] of Object.entries(causes)) {
@@ -384,6 +432,35 @@ for (const [when, leave] of Object.entries(leavings)) {
     await server.stop()
   })
 }
+
+// ---- other connections
+
+test.serial('a dialed connection has a queue too, and goes on when its poll changes', async (t) => {
+  const server = serve((connection, queue) => queue.add(connection.reader), {
+    onPrepare: (connection) => new ShardQueue(connection),
+  })
+  const connections = await Promise.all(
+    Array.from({ length: 8 }, () => dialConnection('tcp', `127.0.0.1:${server.port}`)),
+  )
+  const exchanged = connections.map(async (connection) => {
+    const queue = new ShardQueue(connection)
+    const messages = Array.from({ length: 300 }, () => randomBytes(10 * KIB))
+    const received = []
+    for (const [index, message] of messages.entries()) {
+      queue.add(message.subarray(0, 5000), () => message.subarray(5000))
+      if (index % 10 !== 9) continue
+      await connection.reader.waitRead(100 * KIB)
+      received.push(connection.reader.readBinary(100 * KIB))
+    }
+    await queue.close()
+    t.true(Buffer.concat(received).equals(Buffer.concat(messages)))
+    connection.close()
+    await connection.closed
+  })
+  for (const loops of [3, 1, 2, 1]) await setNumLoops(loops)
+  await Promise.all(exchanged)
+  await server.stop()
+})
 
 // ---- failures
 

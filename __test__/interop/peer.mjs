@@ -17,6 +17,7 @@ const MIB = 1 << 20
 const report = { sent: new Tally(), received: new Tally(), opened: 0, closed: 0, failures: [] }
 
 const [role, scenario, port] = process.argv.slice(2)
+netpoll.configure({ numLoops: 2 })
 await openAll()
 const before = openDescriptors()
 await (role === 'server' ? serve() : runClient())
