@@ -50,7 +50,11 @@ for (const rings of ['4096', '8']) {
         writer.flush()
       })
       const first = await connect(port)
+      first.write('?')
+      await take(first, 1)
+      // Both of its descriptors have been counted, and are gone then.
       first.destroy()
+      await once(first, 'close')
       await until(() => stats().connections === 0)
       const before = descriptors()
       const sent = randomBytes(1 << 20)
