@@ -21,7 +21,7 @@ use crate::record::{Cause, Completion};
 use crate::token::Token;
 
 /// Moves begun in one turn: each is a system call here and another one there.
-const MOVES_PER_TURN: usize = 256;
+pub(super) const MOVES_PER_TURN: usize = 256;
 
 /// A connection between two polls.
 #[derive(Debug)]

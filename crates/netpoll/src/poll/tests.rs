@@ -10,6 +10,7 @@ mod desk;
 mod detaching;
 mod dialing;
 mod memory;
+mod moving;
 mod peer;
 mod reading;
 mod writing;

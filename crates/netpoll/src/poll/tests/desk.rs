@@ -48,8 +48,10 @@ pub(super) mod submission {
     pub(crate) const CLOSE: u32 = 11;
     pub(crate) const RESET: u32 = 12;
     pub(crate) const ACK: u32 = 13;
+    pub(crate) const MOVE_ACK: u32 = 14;
     pub(crate) const DETACH: u32 = 15;
     pub(crate) const INFO: u32 = 16;
+    pub(crate) const SEND_LENT: u32 = 17;
 }
 use submission::*;
 
@@ -90,6 +92,8 @@ pub(super) struct Manners {
     pub(super) credits: bool,
     /// Forgets what is closed.
     pub(super) acknowledges: bool,
+    /// Lets go of what moves.
+    pub(super) lets_go: bool,
 }
 
 /// Bytes in a block that is lent to the desk.
@@ -117,6 +121,12 @@ pub(super) struct Book {
     pub(super) infos: Vec<[u32; 3]>,
     /// Its descriptor has been given away, and can be taken from the handover.
     pub(super) detached: Option<i32>,
+    /// Where it is to move, from MOVED to ARRIVED.
+    pub(super) moving_to: Option<usize>,
+    /// Kind and arguments of what the desk has said since MOVE_ACK.
+    said: Option<Vec<(u32, [u32; 3])>>,
+    /// It has ended for want of a slot where it was to arrive.
+    pub(super) missed: Option<i32>,
     is_acknowledged: bool,
     /// By the desk, when the test was over.
     is_told_to_end: bool,
@@ -224,7 +234,7 @@ impl Desk {
             handover,
             now: Instant::now(),
             budget: Budget::default(),
-            manners: Manners { gives_back: true, credits: true, acknowledges: true },
+            manners: Manners { gives_back: true, credits: true, acknowledges: true, lets_go: true },
             books: Vec::new(),
             unpinned: Vec::new(),
             fallen: Vec::new(),
@@ -379,15 +389,19 @@ impl Desk {
             return;
         }
         for poll in 0..self.seats.len() {
-            while let Some(record) = self.seats[poll].completions.take() {
-                self.note(poll, &record);
-            }
+            self.drain(poll);
             let seat = &mut self.seats[poll];
             if seat.completions.release() {
                 self.inboxes.wake(poll);
             }
             seat.submissions.publish();
             seat.has_put = false;
+        }
+    }
+
+    fn drain(&mut self, poll: usize) {
+        while let Some(record) = self.seats[poll].completions.take() {
+            self.note(poll, &record);
         }
     }
 
@@ -398,6 +412,7 @@ impl Desk {
             6 => self.note_unpin(slot),
             8 => self.fallen.push((slot, first as i32)),
             9 => self.note_dialed(poll, Token { slot, generation }, [first, second, third]),
+            13 => self.note_arrived(poll, Token { slot, generation }, first as usize, second as i32),
             _ => {
                 let book =
                     *self.seats[poll].slots.get(&slot).expect("only slots that were given away are named");
@@ -413,6 +428,7 @@ impl Desk {
                     4 => self.note_closed(book, first as i32),
                     5 => page.drained += 1,
                     7 => page.timeouts.push((first, second)),
+                    10 => self.note_moved(book, first as usize),
                     11 => self.note_detached(book, first as i32),
                     12 => page.infos.push([first, second, third]),
                     _ => panic!("no record is of kind {kind}"),
@@ -455,10 +471,46 @@ impl Desk {
             timeouts: Vec::new(),
             infos: Vec::new(),
             detached: None,
+            moving_to: None,
+            said: None,
+            missed: None,
             is_acknowledged: false,
             is_told_to_end: false,
         });
         assert_eq!(self.status(book).generation, token.generation);
+    }
+
+    fn note_moved(&mut self, book: usize, target: usize) {
+        assert_eq!(self.books[book].moving_to.replace(target), None, "MOVED comes once");
+        if self.manners.lets_go {
+            self.let_go(book);
+        }
+    }
+
+    fn note_arrived(&mut self, poll: usize, token: Token, book: usize, cause: i32) {
+        let old = self.books[book].poll;
+        // What lies there was put before.
+        self.drain(old);
+        let said = self.books[book].said.take().expect("only what was let go arrives");
+        self.books[book].moving_to = None;
+        if cause != 0 {
+            assert_eq!(token, Token::NONE);
+            self.books[book].missed = Some(cause);
+            self.books[book].closed = Some(cause);
+            return self.acknowledge(book);
+        }
+        let before = self.status(book);
+        let Token { slot, generation } = self.books[book].token;
+        self.put_record(old, [ACK, slot, generation, 0, 0, 0, 0, 0]);
+        self.seats[old].slots.remove(&slot);
+        (self.books[book].poll, self.books[book].token) = (poll, token);
+        assert_eq!(self.seats[poll].slots.insert(token.slot, book), None);
+        let after = self.status(book);
+        assert_eq!(after.generation, token.generation);
+        // It may have gone on there already.
+        assert!(after.read >= before.read && after.sent >= before.sent);
+        assert_eq!(after.flags & before.flags, before.flags);
+        said.into_iter().for_each(|(kind, arguments)| self.put(book, kind, arguments));
     }
 
     fn note_unpin(&mut self, pin: u32) {
@@ -486,6 +538,7 @@ impl Desk {
 
     fn note_closed(&mut self, book: usize, cause: i32) {
         self.books[book].closed = Some(cause);
+        self.forget_said(book);
         let status = self.status(book);
         assert_eq!(status.flags, 7, "a closed slot says so in its status");
         assert_eq!(status.read, self.books[book].arrived.len() as u64, "bytes read are bytes delivered");
@@ -496,8 +549,28 @@ impl Desk {
 
     // ---- what JavaScript says
 
+    /// Answers MOVED: what the desk says of the connection from now on goes to its new poll.
+    pub(super) fn let_go(&mut self, book: usize) {
+        self.put(book, MOVE_ACK, [book as u32, 0, 0]);
+        self.books[book].said = Some(Vec::new());
+    }
+
+    /// It has ended on its way.
+    fn forget_said(&mut self, book: usize) {
+        self.books[book].moving_to = None;
+        let lent = |(kind, [chunk, offset, length]): (u32, [u32; 3])| {
+            (kind == SEND_LENT).then_some(Lent { chunk, offset, length })
+        };
+        for lent in self.books[book].said.take().into_iter().flatten().filter_map(lent) {
+            self.put_record(self.books[book].poll, done(lent));
+        }
+    }
+
     /// A record about a connection.
     pub(super) fn put(&mut self, book: usize, kind: u32, arguments: [u32; 3]) {
+        if let Some(said) = &mut self.books[book].said {
+            return said.push((kind, arguments));
+        }
         let Book { poll, token, .. } = self.books[book];
         let [first, second, third] = arguments;
         self.put_record(poll, [kind, token.slot, token.generation, first, second, third, 0, 0]);
@@ -532,7 +605,11 @@ impl Desk {
     }
 
     pub(super) fn send(&mut self, book: usize, lent: Lent) {
-        self.put(book, SEND, [lent.chunk, lent.offset, lent.length]);
+        let is_on_its_way = self.books[book].said.is_some();
+        if is_on_its_way {
+            assert!(self.table.share(lent.chunk, lent.offset));
+        }
+        self.put(book, if is_on_its_way { SEND_LENT } else { SEND }, [lent.chunk, lent.offset, lent.length]);
     }
 
     /// What a flush comes to: SEND, and DONE right behind it.
@@ -658,6 +735,16 @@ impl Desk {
         self.books[book].closed.unwrap()
     }
 
+    /// Ends the last poll as its thread does when a turn has panicked.
+    pub(super) fn lose_poll(&mut self) {
+        let mut seat = self.seats.pop().unwrap();
+        seat.poll.leave();
+        for book in self.books.iter_mut().filter(|book| book.poll == self.seats.len()) {
+            book.closed.get_or_insert(0);
+            book.is_acknowledged = true;
+        }
+    }
+
     /// Fills the socket of a connection whose peer does not read, and returns what was sent so far.
     #[track_caller]
     pub(super) fn block(&mut self, book: usize) -> Vec<u8> {
@@ -686,7 +773,7 @@ impl Desk {
 
     /// Ends what is open, gives everything back, and asserts that the poll has kept nothing.
     fn settle(&mut self) {
-        self.manners = Manners { gives_back: true, credits: false, acknowledges: true };
+        self.manners = Manners { gives_back: true, credits: false, acknowledges: true, lets_go: true };
         self.now += 10 * MS;
         let endpoints = self.close_listeners();
         self.until("every connection ends", |desk| {
@@ -768,6 +855,11 @@ impl Seat {
             counters,
             slots: HashMap::new(),
         }
+    }
+
+    /// How far a poll that is to end has come.
+    pub(super) fn retired(&self) -> u32 {
+        self.words[4].load(Ordering::Relaxed)
     }
 
     /// The word by which the poll tells that memory is scarce.
