@@ -97,7 +97,8 @@ test('what is dialed when the process exits harms nothing', async (t) => {
 test('dials of a poll that has died reject with POLL_DIED, now and later', async (t) => {
   const told = await ends(
     t,
-    `${SILENT}
+    `process.env.NETPOLL_NUM_LOOPS = '1'
+    ${SILENT}
     const { environment } = (await import('node:module')).createRequire('${new URL(import.meta.url).pathname}')('../dist/environment.js')
     const dial = () => dialConnection('tcp', nowhere).catch((error) => error.code)
     const before = [dial(), dial()]

@@ -3,8 +3,9 @@
 import test from 'ava'
 import { run } from './fixtures/program.mjs'
 
-/** Each test in a process of its own, for its poll stays dead. */
+/** Each test in a process of its own, whose one poll stays dead. */
 const CRASH = `
+  process.env.NETPOLL_NUM_LOOPS = '1'
   const { environment } = (await import('node:module')).createRequire('${new URL(import.meta.url).pathname}')('../dist/environment.js')
   const crash = () => environment().native.crash(0)
   const tell = (value) => console.log(JSON.stringify(value))
