@@ -226,13 +226,14 @@ export class Environment {
   }
 
   private endPolls(count: number): Promise<void> {
-    const leaving = this.polls.slice(count)
-    for (const poll of leaving) if (!poll.dead) this.native.retirePoll(poll.index)
+    const leaving = this.polls.slice(count).filter((poll) => !poll.dead)
+    for (const poll of leaving) this.native.retirePoll(poll.index)
     return new Promise((resolve, reject) => {
       this.resized = () => {
         // Without the first poll the others have nowhere to go.
         const stuck = this.polls[0]!.dead
-        if (!stuck && !leaving.every((poll) => poll.hasEnded || poll.hasDied)) return
+        // One that has died is gone only when its connections have been told.
+        if (!stuck && !leaving.every((poll) => poll.hasEnded || (poll.hasDied && poll.dead))) return
         this.resized = null
         if (!stuck) this.polls.length = count
         if (stuck || leaving.some((poll) => poll.hasDied)) reject(new NetpollError('ERR_NETPOLL_POLL_DIED'))

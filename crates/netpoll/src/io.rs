@@ -15,7 +15,8 @@ use crate::connection::{Finish, Input};
 use crate::counters::Counters;
 use crate::intake::{Intake, ReadSize};
 use crate::operators::Operator;
-use crate::record::{Cause, Completion, SocketOption};
+use crate::pin::PinTable;
+use crate::record::{Cause, Completion, Lent, SocketOption};
 use crate::ring::Producer;
 use crate::sys::{self, IoVec, TcpInfo};
 use crate::token::Subject;
@@ -113,6 +114,19 @@ impl Io {
     /// JavaScript has fallen behind: nothing may be read or accepted until it has caught up.
     pub(crate) fn is_backlogged(&self) -> bool {
         self.completions.is_backlogged()
+    }
+
+    /// The poll has died: what it has lent without a record that JavaScript will see comes back.
+    pub(crate) fn abandon(&mut self, pins: &PinTable) {
+        for record in self.completions.finish() {
+            match Completion::lends(&record) {
+                Some(Lent::Block { chunk, offset }) => {
+                    self.table.give_back(chunk, offset, 1);
+                }
+                Some(Lent::Pin(pin)) => pins.release(pin),
+                None => {}
+            }
+        }
     }
 
     pub(crate) fn register(&self, operator: &Operator) -> std::io::Result<()> {

@@ -74,7 +74,8 @@ impl PinTable {
         self.len() == 0
     }
 
-    fn release(&self, id: u32) {
+    /// Lets `drain_released` give the id, once more if it has and nobody was told.
+    pub(crate) fn release(&self, id: u32) {
         self.slots().set(id, Slot::Released);
         let mut released = self.released();
         released.push(id);

@@ -201,7 +201,23 @@ pub(crate) enum SocketOption {
     UserTimeout { milliseconds: u32 },
 }
 
+/// What a completion gives to JavaScript to keep until it gives it back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lent {
+    Block { chunk: u32, offset: u32 },
+    Pin(u32),
+}
+
 impl Completion {
+    /// Of a record that nobody will take.
+    pub(crate) fn lends(record: &Record) -> Option<Lent> {
+        match *record {
+            [2, _, _, chunk, offset, ..] => Some(Lent::Block { chunk, offset }),
+            [6, pin, ..] => Some(Lent::Pin(pin)),
+            _ => None,
+        }
+    }
+
     pub(crate) fn encode(self) -> Record {
         match self {
             Completion::Accept { token, server } => record(1, token, [server, 0, 0]),

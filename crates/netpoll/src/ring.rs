@@ -84,6 +84,12 @@ impl Producer {
         !self.backlog.is_empty()
     }
 
+    /// Shows the consumer what there is room for, for the last time, and returns the rest.
+    pub(crate) fn finish(&mut self) -> VecDeque<Record> {
+        self.publish();
+        std::mem::take(&mut self.backlog)
+    }
+
     fn unload(&mut self) {
         while let Some(record) = self.backlog.front() {
             let record = *record;

@@ -84,6 +84,19 @@ impl Poll {
         waits
     }
 
+    /// ACK of a connection that is still to be handed over: for JavaScript it has ended with its new poll.
+    pub(super) fn forget(&mut self, token: Token) -> bool {
+        let Some(place) = self.released.iter().position(|(released, _)| *released == token) else {
+            return false;
+        };
+        self.released.swap_remove(place);
+        if let Some(operator) = self.operators.close(token) {
+            operator.moving_to.inspect(|target| self.shared.inboxes.came(*target));
+            drop(self.io.release(*operator));
+        }
+        self.operators.acknowledge(token)
+    }
+
     /// Hands connections over, when JavaScript can see all that was said of them here.
     pub(super) fn hand_over_released(&mut self) {
         if !self.io.is_backlogged() {
@@ -171,6 +184,7 @@ impl Poll {
     pub(crate) fn leave(&mut self) {
         // What has not been taken JavaScript takes back itself.
         self.submissions.release();
+        self.io.abandon(&self.shared.pins);
         for command in self.shared.inboxes.close(self.index) {
             match command {
                 Command::Adopt(accepted) => {

@@ -32,7 +32,7 @@ impl Poll {
     fn submit(&mut self, submission: Submission, now: Instant) -> bool {
         match submission {
             Submission::Done { chunk, offset, count } => self.shared.table.give_back(chunk, offset, count),
-            Submission::Ack { token } => self.operators.acknowledge(token),
+            Submission::Ack { token } => self.operators.acknowledge(token) || self.forget(token),
             Submission::MoveAck { token, key } => self.let_go(token, key),
             Submission::Reset { token } => self.reset(token, Cause::ORDERLY),
             Submission::Send { token, chunk, offset, length } => self.send(token, chunk, offset, length),

@@ -555,6 +555,13 @@ impl Desk {
         self.books[book].said = Some(Vec::new());
     }
 
+    /// Takes a connection for ended, as JavaScript does when its new poll has died.
+    pub(super) fn forget(&mut self, book: usize) {
+        self.forget_said(book);
+        self.books[book].closed = Some(0);
+        self.acknowledge(book);
+    }
+
     /// It has ended on its way.
     fn forget_said(&mut self, book: usize) {
         self.books[book].moving_to = None;

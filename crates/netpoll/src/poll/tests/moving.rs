@@ -227,6 +227,20 @@ fn a_connection_that_ends_before_move_ack_ends_at_its_old_poll() {
 }
 
 #[test]
+fn a_connection_that_javascript_forgets_on_its_way_is_closed_and_frees_its_slot() {
+    let (mut desk, peer, book) = two_polls();
+    desk.manners.lets_go = false;
+    desk.inboxes.retire(1);
+    until_told(&mut desk, book);
+    // Both are taken in the same turn.
+    desk.let_go(book);
+    desk.forget(book);
+    assert!(desk.peer_reads_to_end(&peer).0.is_empty());
+    desk.until("it is empty", |desk| desk.seats[1].retired() == 1);
+    assert_eq!((desk.stats(0).connections, desk.stats(1).stale_records), (0, 0));
+}
+
+#[test]
 fn a_move_ack_without_a_move_is_stale() {
     let (mut desk, peer, book) = two_polls();
     desk.put(book, super::desk::submission::MOVE_ACK, [77, 0, 0]);
