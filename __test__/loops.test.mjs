@@ -19,7 +19,9 @@ const PROGRAM = `
 
 /** What a program prints as JSON. */
 async function told(t, source, env = {}) {
-  const { code, stdout, stderr } = await run(PROGRAM + source, { env: { ...process.env, NETPOLL_NUM_LOOPS: '1', ...env } })
+  const { code, stdout, stderr } = await run(PROGRAM + source, {
+    env: { ...process.env, NETPOLL_NUM_LOOPS: '1', ...env },
+  })
   t.is(code, 0, stderr)
   return JSON.parse(stdout)
 }
