@@ -28,12 +28,26 @@ const echo = ({ reader, writer }) => {
   writer.flush()
 }
 
+function threadName(task) {
+  return readFileSync(`/proc/self/task/${task}/comm`, 'utf8')
+}
+
+function digest(bytes) {
+  return createHash('sha256').update(bytes).digest('hex')
+}
+
+async function ask({ reader, writer }, text) {
+  writer.writeString(text)
+  writer.flush()
+  await reader.waitRead(text.length)
+  return reader.readString(text.length)
+}
+
 /** The threads of this process that are polls. */
 function threads() {
-  const name = (task) => readFileSync(`/proc/self/task/${task}/comm`, 'utf8')
   return readdirSync('/proc/self/task').filter((task) => {
     try {
-      return name(task).startsWith('netpoll-')
+      return threadName(task).startsWith('netpoll-')
     } catch {
       return false
     }
@@ -231,10 +245,9 @@ test.serial('what one connection relays to another of any other poll arrives as 
       received.push(take(one, SIZE), take(other, SIZE))
       sent.push(bytes, bytes)
     }
-    const digest = (bytes) => createHash('sha256').update(bytes).digest('hex')
     t.deepEqual((await Promise.all(received)).map(digest), sent.map(digest))
     t.true(
-      [...polls].some((pair) => pair[0] !== pair[2]),
+      [...polls].some((both) => both[0] !== both[2]),
       `${[...polls]}`,
     )
     for (const socket of all) socket.destroy()
@@ -516,12 +529,6 @@ test.serial('connections that were dialed move too', async (t) => {
   const clients = []
   for (let i = 0; i < 9; i++) clients.push(await dialConnection('tcp', `127.0.0.1:${port}`))
   t.is(new Set(clients.map((client) => client.poll.index)).size, 3)
-  const ask = async ({ reader, writer }, text) => {
-    writer.writeString(text)
-    writer.flush()
-    await reader.waitRead(text.length)
-    return reader.readString(text.length)
-  }
   const moved = setNumLoops(1)
   for (const [i, client] of clients.entries()) t.is(await ask(client, `during ${i}`), `during ${i}`)
   await moved

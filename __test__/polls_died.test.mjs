@@ -226,23 +226,29 @@ test('blocks that a dead poll had lent, or was to take back, come back', async (
 
 // ---- ends of the process
 
-test('numLoops of configure(), NETPOLL_NUM_LOOPS and setNumLoops() before the first use', async (t) => {
-  const count = (source, env = {}) =>
-    run(
-      `import { configure, setNumLoops, stats } from '${index}'
+/** A program that says how many polls there are after `source`. */
+function counting(source, env = {}) {
+  return run(
+    `import { configure, setNumLoops, stats } from '${index}'
       ${source}
       createListener('tcp', '127.0.0.1:0').close()
       console.log(stats().polls.length)`,
-      { env: { ...process.env, NETPOLL_NUM_LOOPS: undefined, ...env } },
-    )
-  const polls_ = async (...args) => (await count(...args)).stdout.trim()
-  t.is(await polls_(''), '1')
-  t.is(await polls_('configure({ numLoops: 3 })'), '3')
-  t.is(await polls_('await setNumLoops(2); if (stats().polls.length !== 0) throw 1'), '2')
-  t.is(await polls_('', { NETPOLL_NUM_LOOPS: '5' }), '5')
-  t.is(await polls_('configure({ numLoops: 2 })', { NETPOLL_NUM_LOOPS: '5' }), '2')
+    { env: { ...process.env, NETPOLL_NUM_LOOPS: undefined, ...env } },
+  )
+}
+
+async function counted(...args) {
+  return (await counting(...args)).stdout.trim()
+}
+
+test('numLoops of configure(), NETPOLL_NUM_LOOPS and setNumLoops() before the first use', async (t) => {
+  t.is(await counted(''), '1')
+  t.is(await counted('configure({ numLoops: 3 })'), '3')
+  t.is(await counted('await setNumLoops(2); if (stats().polls.length !== 0) throw 1'), '2')
+  t.is(await counted('', { NETPOLL_NUM_LOOPS: '5' }), '5')
+  t.is(await counted('configure({ numLoops: 2 })', { NETPOLL_NUM_LOOPS: '5' }), '2')
   for (const wrong of ['0', '65', 'many', '1.5']) {
-    t.regex((await count('', { NETPOLL_NUM_LOOPS: wrong })).stderr, /ERR_OUT_OF_RANGE/)
+    t.regex((await counting('', { NETPOLL_NUM_LOOPS: wrong })).stderr, /ERR_OUT_OF_RANGE/)
   }
 })
 
