@@ -30,9 +30,6 @@ impl Cause {
     /// JavaScript does not want it any more.
     pub(crate) const CANCELED: Cause = Cause(crate::sys::ECANCELED);
 
-    /// There was no slot for a connection that has moved.
-    pub(crate) const NO_SLOT: Cause = Cause(crate::sys::EMFILE);
-
     /// The errno of a failed system call.
     pub(crate) fn of(error: &std::io::Error) -> Cause {
         Cause(error.raw_os_error().unwrap_or(libc_eio()))

@@ -13,9 +13,6 @@ use crate::token::{Subject, Token};
 /// The place of our own address in a DIALED record.
 const LOCAL: u32 = u32::MAX;
 
-/// A failed dial has no connection.
-const NOBODY: Token = Token { slot: 0, generation: 0 };
-
 #[derive(Debug, Default)]
 pub(super) struct Dials {
     by_id: HashMap<u32, Dial>,
@@ -93,6 +90,6 @@ impl Poll {
             Place::Remote(address) => address as u32,
             Place::Local => LOCAL,
         };
-        self.io.tell(Completion::Dialed { token: NOBODY, dial: id, cause, place });
+        self.io.tell(Completion::Dialed { token: Token::NONE, dial: id, cause, place });
     }
 }

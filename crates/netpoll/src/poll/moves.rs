@@ -136,7 +136,7 @@ impl Poll {
         };
         let Some(token) = self.operators.insert(parts, open) else {
             server.dismiss();
-            return self.io.tell(Completion::Arrived { token: Token::NONE, key, cause: Cause::NO_SLOT });
+            return self.io.tell(Completion::Arrived { token: Token::NONE, key, cause: Cause::EXHAUSTED });
         };
         self.io.tell(Completion::Arrived { token, key, cause: Cause::ORDERLY });
         self.resume(token);

@@ -285,7 +285,7 @@ fn a_connection_that_finds_no_slot_ends_with_a_cause() {
     desk.turn();
     desk.let_go(book);
     desk.until("it is told", |desk| desk.books[book].missed.is_some());
-    assert_eq!(desk.books[book].missed, Some(number(Cause::NO_SLOT)));
+    assert_eq!(desk.books[book].missed, Some(number(Cause::EXHAUSTED)));
     desk.peer_reads_to_end(&peer).1.ok();
 }
 
