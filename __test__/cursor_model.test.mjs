@@ -5,34 +5,13 @@ import test from 'ava'
 import { inspect } from 'node:util'
 import { stats } from '../index.js'
 import { connect, deferred, outcome, pair, serve, settled, until } from './fixtures/peer.mjs'
+import { DELIMITERS, ENCODINGS, NUMBERS } from './fixtures/values.mjs'
 
 const KIB = 1 << 10
 const MIB = 1 << 20
 const SEEDS = 3
 const STREAM = 16 * MIB
 const WRITES = 4000
-const NUMBERS = {
-  UInt8: 1,
-  UInt16BE: 2,
-  UInt16LE: 2,
-  UInt32BE: 4,
-  UInt32LE: 4,
-  BigUInt64BE: 8,
-  BigUInt64LE: 8,
-  Int8: 1,
-  Int16BE: 2,
-  Int16LE: 2,
-  Int32BE: 4,
-  Int32LE: 4,
-  BigInt64BE: 8,
-  BigInt64LE: 8,
-  FloatBE: 4,
-  FloatLE: 4,
-  DoubleBE: 8,
-  DoubleLE: 8,
-}
-const ENCODINGS = ['utf8', 'latin1', 'hex', 'base64', 'utf16le', 'ascii']
-const DELIMITERS = [10, '\n', '\r\n', 'ab', 'aba', Buffer.from('aab'), '€', '\0\0\0']
 /** Blocks that the environment and the poll keep for what comes next. */
 const KEPT = 8
 

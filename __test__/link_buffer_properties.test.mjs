@@ -5,35 +5,14 @@ import * as fc from 'fast-check'
 import test from 'ava'
 import { LinkBuffer, stats } from '../index.js'
 import { settled, until } from './fixtures/peer.mjs'
+import { DELIMITERS, ENCODINGS, NUMBERS } from './fixtures/values.mjs'
 
 const KIB = 1 << 10
 const MIB = 1 << 20
 const RUNS = Number(process.env.NETPOLL_PROPERTY_RUNS ?? 150)
 const SEED = process.env.NETPOLL_PROPERTY_SEED
 const BUFFERS = 3
-const NUMBERS = {
-  UInt8: 1,
-  UInt16BE: 2,
-  UInt16LE: 2,
-  UInt32BE: 4,
-  UInt32LE: 4,
-  BigUInt64BE: 8,
-  BigUInt64LE: 8,
-  Int8: 1,
-  Int16BE: 2,
-  Int16LE: 2,
-  Int32BE: 4,
-  Int32LE: 4,
-  BigInt64BE: 8,
-  BigInt64LE: 8,
-  FloatBE: 4,
-  FloatLE: 4,
-  DoubleBE: 8,
-  DoubleLE: 8,
-}
 const KINDS = Object.keys(NUMBERS)
-const ENCODINGS = ['utf8', 'latin1', 'hex', 'base64', 'utf16le', 'ascii']
-const DELIMITERS = [10, '\n', '\r\n', 'ab', 'aba', Buffer.from('aab'), '€', '\0\0\0']
 const ALPHABETS = ['ab\r\n', '\0\0a', 'é€😀', 'a', '0123456789'].map((text) => Buffer.from(text))
 /** Small ones, those that cross blocks, those that are not copied, and one that no block holds. */
 const LARGEST = [0, 1, 8, 8, 64, 64, 64, 5000, 5000, 20 * KIB, 70 * KIB, MIB + 100]
