@@ -63,7 +63,7 @@ test('the words of the header are the same', (t) => {
   t.deepEqual(words, pick(constants(rust.border), Object.keys(words)))
   t.is(WORDS, constants(rust.border).HEADER_WORDS)
   t.true(doc.includes(`| header | ${WORDS} |`))
-  t.deepEqual(Object.keys(words).length, 10)
+  t.deepEqual(Object.keys(words).length, 11)
 })
 
 test('rings and tables have entries of the same sizes, in the same order', (t) => {

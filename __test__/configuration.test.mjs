@@ -28,7 +28,10 @@ const wrong = [
   [{ maxMemory: '1 GiB' }, 'ERR_INVALID_ARG_TYPE'],
   [{ driver: 'uring' }, 'ERR_INVALID_ARG_VALUE'],
   [{ driver: 1 }, 'ERR_INVALID_ARG_VALUE'],
-  [{ driver: 'loop' }, 'ERR_NETPOLL_UNSUPPORTED'],
+  [{ busyPoll: -1 }, 'ERR_OUT_OF_RANGE'],
+  [{ busyPoll: 1001 }, 'ERR_OUT_OF_RANGE'],
+  [{ busyPoll: 0.5 }, 'ERR_OUT_OF_RANGE'],
+  [{ busyPoll: '50' }, 'ERR_INVALID_ARG_TYPE'],
   [{ debug: 1 }, 'ERR_INVALID_ARG_TYPE'],
   [{ memory: 1 << 30 }, 'ERR_INVALID_ARG_VALUE'],
   [null, 'ERR_INVALID_ARG_TYPE'],
@@ -48,7 +51,7 @@ test('what configure() sets holds, later calls keep what they do not name, and f
     configure({ driver: 'thread' })
     configure({ maxMemory: undefined, driver: 'adaptive', debug: false })
     try { configure({ maxMemory: 32 << 20, debug: 'no' }) } catch {}
-    try { configure({ maxMemory: 32 << 20, driver: 'loop' }) } catch {}
+    try { configure({ maxMemory: 32 << 20, driver: 'uring' }) } catch {}
     createListener('tcp', '127.0.0.1:0').close()
     console.log(JSON.stringify(stats()))`,
   )

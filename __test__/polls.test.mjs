@@ -100,12 +100,16 @@ test.serial('setLoadBalance() of another kind throws ERR_INVALID_ARG_VALUE', (t)
 
 test.serial('polls, their threads and descriptors come and go', async (t) => {
   await settled()
+  // The loop needs no threads; an adaptive poll has one from the first time that it is needed.
+  const most = process.env.NETPOLL_DRIVER === 'loop' ? 0 : 64
+  const least = process.env.NETPOLL_DRIVER === 'thread' ? 64 : 0
+  const areThere = (n) => threads() >= Math.min(n, least) && threads() <= Math.min(n, most)
   const before = [threads(), descriptors()]
-  t.is(before[0], 1)
+  t.true(areThere(1))
   for (const n of [4, 2, 64, 1, 3, 1]) {
     await setNumLoops(n)
     t.is(stats().polls.length, n)
-    await until(() => threads() === n, `${n} threads`)
+    await until(() => areThere(n), `the threads of ${n} polls`)
   }
   await until(() => descriptors() <= before[1], `${descriptors()} descriptors`)
 })

@@ -1,8 +1,12 @@
 import { boolean, checkOptions, integer, invalidType, oneOf } from './arguments.js'
 import { NetpollError } from './errors.js'
+import { hasLoopDriver } from './native.js'
 
 /** How the poll of a new connection is chosen: `'least-connections'` is the one that has fewest. */
 export type LoadBalance = 'round-robin' | 'random' | 'least-connections'
+
+/** Who runs the turns of polls. */
+export type Driver = 'adaptive' | 'loop' | 'thread'
 
 /** Polls that an environment may have. */
 const MAX_LOOPS = 64
@@ -19,8 +23,17 @@ export interface Configuration {
   numLoops?: number
   /** Which poll a new connection comes to. Default: `'round-robin'`. */
   loadBalance?: LoadBalance
-  /** Who runs the polls: `'thread'` (a thread of their own), or `'adaptive'` (default; at present the same). */
-  driver?: 'adaptive' | 'loop' | 'thread'
+  /**
+   * Who runs the polls: a thread of each (`'thread'`); the Node loop (`'loop'`), on which a request wakes no other
+   * thread; or the loop while there is little to do at a time and the thread while there is much (`'adaptive'`, the
+   * default). Without libuv in the runtime `'adaptive'` is `'thread'`; stats() shows which it is.
+   */
+  driver?: Driver
+  /**
+   * Microseconds for which a poll looks for more instead of sleeping, after requests that follow each other more
+   * closely than that; 0 to 1000. A thread does so only where a core is to spare. Default: 50; 0 = never.
+   */
+  busyPoll?: number
   /** Views are copies that release() detaches, so that late use is seen at once. Default: NETPOLL_DEBUG=1. */
   debug?: boolean
 }
@@ -31,11 +44,15 @@ export const numLoops = integer(1, MAX_LOOPS)
 /** @internal */
 export const loadBalance = oneOf('round-robin', 'random', 'least-connections')
 
+/** @internal */
+export const driver = oneOf('adaptive', 'loop', 'thread')
+
 const OPTIONS = {
   numLoops,
   loadBalance,
   maxMemory: integer(16 << 20, Number.MAX_SAFE_INTEGER),
-  driver: oneOf('adaptive', 'loop', 'thread'),
+  driver,
+  busyPoll: integer(0, 1000),
   debug: boolean,
 }
 
@@ -46,6 +63,9 @@ export const configuration = {
   loadBalance: 'round-robin' as LoadBalance,
   /** 0 = the default. */
   maxMemory: 0,
+  /** undefined = the default. */
+  driver: undefined as Driver | undefined,
+  busyPoll: 50,
   debug: process.env.NETPOLL_DEBUG === '1',
   /** The environment is open. */
   inUse: false,
@@ -53,13 +73,14 @@ export const configuration = {
 
 /**
  * Sets the polls and limits of this environment, before anything else of the library is used.
- * Throws ERR_NETPOLL_INVALID_STATE after that, ERR_NETPOLL_UNSUPPORTED for driver `'loop'`.
+ * Throws ERR_NETPOLL_INVALID_STATE after that, ERR_NETPOLL_UNSUPPORTED for driver `'loop'` in a
+ * runtime without libuv.
  */
 export function configure(options: Configuration): void {
   if (options === undefined) throw invalidType('options', 'an object', options)
   checkOptions(options, OPTIONS)
-  if (options.driver === 'loop') {
-    throw new NetpollError('ERR_NETPOLL_UNSUPPORTED', "The driver 'loop' is not supported here")
+  if (options.driver === 'loop' && !hasLoopDriver()) {
+    throw new NetpollError('ERR_NETPOLL_UNSUPPORTED', "The driver 'loop' needs libuv, which this runtime has not")
   }
   if (configuration.inUse) {
     throw new NetpollError(
@@ -69,6 +90,8 @@ export function configure(options: Configuration): void {
   }
   configuration.numLoops = options.numLoops ?? configuration.numLoops
   configuration.loadBalance = options.loadBalance ?? configuration.loadBalance
+  configuration.driver = options.driver ?? configuration.driver
+  configuration.busyPoll = options.busyPoll ?? configuration.busyPoll
   configuration.maxMemory = options.maxMemory ?? configuration.maxMemory
   configuration.debug = options.debug ?? configuration.debug
 }

@@ -28,12 +28,13 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
   get readable(): boolean {
     if ((this.state & State.CLOSING) !== 0) return false
     if (this.input !== null && this.input.unread !== 0) return true
-    return !this.hasEnded() && (this.poll.flags(this.slot) & Flag.READ_ENDED) === 0
+    return !this.hasEnded() && (this.poll.freshFlags(this.slot) & Flag.READ_ENDED) === 0
   }
 
   /** What is written can still reach the peer, who may have half-closed its side. */
   get writable(): boolean {
-    return (this.state & (State.CLOSING | State.ENDED)) === 0 && !this.dropsOutput()
+    if ((this.state & (State.CLOSING | State.ENDED)) !== 0) return false
+    return !this.hasLostOutput() && (this.poll.freshFlags(this.slot) & Flag.WRITE_ENDED) === 0
   }
 
   /** As in net.Socket: undefined for a unix socket, and after the end unless it was asked for before. */

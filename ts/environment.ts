@@ -1,9 +1,9 @@
 import type { Connection } from './connection.js'
 import { checkInteger, invalidValue } from './arguments.js'
-import { configuration, numLoops } from './configuration.js'
+import { configuration, driver, numLoops, type Driver } from './configuration.js'
 import { NetpollError, systemError } from './errors.js'
 import { Chunks, Memory } from './memory.js'
-import { loadBinding, type NativeEnvironment } from './native.js'
+import { binding, hasLoopDriver, type NativeEnvironment } from './native.js'
 import { Poll } from './poll.js'
 import { Control } from './record.js'
 import { Straggler, Transit } from './transit.js'
@@ -86,8 +86,9 @@ export class Environment {
       ringEntries: this.ringEntries,
       slots: this.slots,
       maxMemory: configuration.maxMemory,
-      // What a runtime without libuv gets, for tests of that.
-      libuv: process.env.NETPOLL_WITHOUT_LIBUV !== '1',
+      libuv: hasLoopDriver(),
+      driver: configuration.driver ?? driverOf(process.env.NETPOLL_DRIVER),
+      busyPoll: configuration.busyPoll,
     }
     this.native = new binding.Environment(options, this.drain)
     this.native.setLoadBalance(configuration.loadBalance)
@@ -339,7 +340,11 @@ function numLoopsOf(text: string | undefined): number {
   return count
 }
 
-const binding = loadBinding()
+function driverOf(text: string | undefined): Driver {
+  if (text === undefined) return 'adaptive'
+  driver(text, 'NETPOLL_DRIVER')
+  return text as Driver
+}
 
 let current: Environment | null = null
 

@@ -414,14 +414,18 @@ export class Lifecycle<Ctx = unknown> {
 
   /** @internal What is flushed can no longer reach the peer. */
   dropsOutput(): boolean {
-    if ((this.state & (State.CLOSED | State.ANSWERED)) !== 0) return true
-    return (this.poll.flags(this.slot) & Flag.WRITE_ENDED) !== 0
+    return this.hasLostOutput() || (this.poll.flags(this.slot) & Flag.WRITE_ENDED) !== 0
+  }
+
+  /** @internal */
+  hasLostOutput(): boolean {
+    return (this.state & (State.CLOSED | State.ANSWERED)) !== 0
   }
 
   /** Neither FIN, RST nor a close has been seen. It is true also in the midst of a handler, and needs no read. */
   isActive(): boolean {
     const gone = State.PEER_ENDED | State.ENDED | State.CLOSING | State.CLOSED
-    return (this.state & gone) === 0 && this.poll.flags(this.slot) === 0
+    return (this.state & gone) === 0 && this.poll.freshFlags(this.slot) === 0
   }
 
   // ---- parts and records

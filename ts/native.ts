@@ -87,6 +87,8 @@ export interface PollStats {
   /** DATA records, and so the size of batches: records / doorbells. */
   records: number
   staleRecords: number
+  flips: number
+  isOnThread: boolean
 }
 
 export interface NativeStats {
@@ -108,6 +110,10 @@ export interface EnvironmentOptions {
   maxMemory: number
   /** Ring the doorbell through libuv where the runtime has it; otherwise by a threadsafe function. */
   libuv: boolean
+  /** Who runs the polls' turns; `'thread'` where there is no libuv. */
+  driver: string
+  /** How long a poll looks for more instead of sleeping, in microseconds; 0 = never. */
+  busyPoll: number
 }
 
 export interface NativeEnvironment {
@@ -127,7 +133,10 @@ export interface NativeEnvironment {
   /** Ends a poll that is empty (RETIRED is 1); all that was published before is still taken. */
   endPoll(poll: number): void
   setLoadBalance(kind: string): void
+  /** What a poll that the loop drives is to send is sent before this returns. */
   wake(poll: number): void
+  /** A poll that the loop drives notices ends that have come: the status table tells of them. */
+  look(poll: number): void
   /** Whether the environment keeps the process alive. It does not at first. */
   ref(): void
   unref(): void
@@ -160,16 +169,20 @@ export interface NativeEnvironment {
   exit(): void
   /** For tests: makes the poll's thread panic. */
   crash(poll: number): void
+  /** For tests: the poll's other driver runs it after the next turn. */
+  flip(poll: number): void
 }
 
 export interface NativeBinding {
   Environment: new (options: EnvironmentOptions, doorbell: () => void) => NativeEnvironment
   /** Slots that a poll's tables need: no process can have more descriptors. */
   slotLimit(): number
+  /** Whether the loop of this runtime can drive polls. */
+  hasLoopDriver(): boolean
 }
 
 /** Loads the binding, which napi's generated `native.js` finds for this platform. */
-export function loadBinding(): NativeBinding {
+function loadBinding(): NativeBinding {
   try {
     return require('../native.js') as NativeBinding
   } catch (error) {
@@ -179,4 +192,11 @@ export function loadBinding(): NativeBinding {
       { cause: error },
     )
   }
+}
+
+export const binding = loadBinding()
+
+/** Whether the loop of this runtime can ring for and drive polls. NETPOLL_WITHOUT_LIBUV=1 denies it, for tests. */
+export function hasLoopDriver(): boolean {
+  return process.env.NETPOLL_WITHOUT_LIBUV !== '1' && binding.hasLoopDriver()
 }

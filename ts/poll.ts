@@ -121,6 +121,13 @@ export class Poll {
     backlog.length = 0
   }
 
+  /** The flags of a slot's status entry, for a user who may be asking in the midst of a long handler. */
+  freshFlags(slot: number): number {
+    // Nobody else looks at the socket meanwhile.
+    if (Atomics.load(this.words, Header.ON_LOOP) !== 0 && !this.dead) this.environment.native.look(this.index)
+    return this.flags(slot)
+  }
+
   /** The flags of a slot's status entry. */
   flags(slot: number): number {
     if (Atomics.load(this.words, Header.DIED) !== 0) return Flag.READ_ENDED | Flag.WRITE_ENDED | Flag.CLOSED

@@ -15,6 +15,7 @@ export const enum Header {
   DIED = 2,
   SCARCE = 3,
   RETIRED = 4,
+  ON_LOOP = 5,
   COMPLETION_HEAD = 16,
   SUBMISSION_TAIL = 32,
   SUBMISSION_BACKLOGGED = 33,

@@ -1,9 +1,9 @@
 import { openEnvironment } from './environment.js'
 import type { NativeStats, PollStats } from './native.js'
 
-export interface PollStatistics extends PollStats {
-  /** Who runs its turns. */
-  driver: 'thread'
+export interface PollStatistics extends Omit<PollStats, 'isOnThread'> {
+  /** Who runs its turns now: a thread of its own, or the Node loop. */
+  driver: 'loop' | 'thread'
   /** How often the driver has changed. */
   flips: number
 }
@@ -48,6 +48,9 @@ export function stats(): Statistics {
     syscalls: sum((poll) => poll.reads + poll.sends + poll.accepts),
     ...memory,
     pinnedSends: pins,
-    polls: polls.slice(0, present).map((poll) => ({ ...poll, driver: 'thread' as const, flips: 0 })),
+    polls: polls.slice(0, present).map(({ isOnThread, ...poll }) => ({
+      ...poll,
+      driver: isOnThread ? ('thread' as const) : ('loop' as const),
+    })),
   }
 }

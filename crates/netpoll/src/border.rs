@@ -19,6 +19,7 @@ const COMPLETION_BACKLOGGED: usize = 1;
 const DIED: usize = 2;
 const SCARCE: usize = 3;
 const RETIRED: usize = 4;
+const ON_LOOP: usize = 5;
 const COMPLETION_HEAD: usize = 16;
 const SUBMISSION_TAIL: usize = 32;
 const SUBMISSION_BACKLOGGED: usize = 33;
@@ -88,6 +89,12 @@ impl Border {
     pub(crate) fn set_scarce(&self, is_scarce: bool) {
         // Relaxed: the bell that is rung after it orders it; a stale word is looked at again at the next one.
         self.words[SCARCE].store(u32::from(is_scarce), Ordering::Relaxed);
+    }
+
+    /// Tells JavaScript whether its own loop runs the poll.
+    pub(crate) fn set_on_loop(&self, is_on_loop: bool) {
+        // Relaxed: JavaScript only asks whether the poll has a thread that goes on while it is busy itself.
+        self.words[ON_LOOP].store(u32::from(is_on_loop), Ordering::Relaxed);
     }
 
     /// Tells JavaScript how far a poll has come that is to end; it is followed by a bell.
@@ -218,6 +225,11 @@ impl Doorbell {
         }
         rung
     }
+
+    /// Rings whether or not JavaScript is about to drain: the loop is to look after a poll.
+    pub(crate) fn summon(&self) {
+        (self.ring)();
+    }
 }
 
 impl fmt::Debug for Doorbell {
@@ -296,6 +308,7 @@ mod tests {
         let border = Border::new(words(WORDS), ENTRIES, SLOTS).unwrap();
         border.set_died();
         border.set_scarce(true);
+        border.set_on_loop(true);
         border.fall_asleep();
         border.completions().tail.store(10, Ordering::Relaxed);
         border.completions().backlogged.store(11, Ordering::Relaxed);
@@ -305,7 +318,10 @@ mod tests {
         border.submissions().head.store(15, Ordering::Relaxed);
         let header = values(&border.words[..HEADER_WORDS]);
         let set = (0..).zip(header).filter(|(_, value)| *value != 0).collect::<Vec<(usize, u32)>>();
-        assert_eq!(set, [(0, 10), (1, 11), (2, 1), (3, 1), (16, 12), (32, 13), (33, 14), (48, 15), (49, 1)]);
+        assert_eq!(
+            set,
+            [(0, 10), (1, 11), (2, 1), (3, 1), (5, 1), (16, 12), (32, 13), (33, 14), (48, 15), (49, 1)]
+        );
         border.wake_up();
         assert_eq!(border.words[SLEEPING].load(Ordering::Relaxed), 0);
     }

@@ -15,6 +15,8 @@ pub(crate) struct Counters {
     pub(crate) accepts: Counter,
     pub(crate) records: Counter,
     pub(crate) stale_records: Counter,
+    pub(crate) flips: Counter,
+    pub(crate) is_on_thread: Counter,
 }
 
 /// A copy of a poll's counters.
@@ -38,6 +40,10 @@ pub struct PollStats {
     pub records: u64,
     /// Submission records and events that named a connection which is no more, or were no records at all.
     pub stale_records: u64,
+    /// Times that the driver has changed.
+    pub flips: u64,
+    /// Whether its thread runs it now, and not the loop.
+    pub is_on_thread: bool,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +75,8 @@ impl Counters {
             accepts: self.accepts.now(),
             records: self.records.now(),
             stale_records: self.stale_records.now(),
+            flips: self.flips.now(),
+            is_on_thread: self.is_on_thread.now() != 0,
         }
     }
 }

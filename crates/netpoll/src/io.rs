@@ -13,6 +13,7 @@ use crate::block::{BlockTable, Pressure, Range};
 use crate::border::{Border, StatusEntry};
 use crate::connection::{Finish, Input};
 use crate::counters::Counters;
+use crate::demand::Load;
 use crate::intake::{Intake, ReadSize};
 use crate::operators::Operator;
 use crate::pin::PinTable;
@@ -46,6 +47,8 @@ pub(crate) struct Io {
     is_urgent: bool,
     /// Bytes ever read.
     received: u64,
+    /// Reads that brought bytes, and connections that came.
+    arrivals: u64,
 }
 
 /// How a visit of a connection with bytes to read ended.
@@ -79,6 +82,7 @@ impl Io {
             barrier: Barrier::default(),
             is_urgent: false,
             received: 0,
+            arrivals: 0,
         }
     }
 
@@ -109,6 +113,27 @@ impl Io {
 
     pub(crate) fn received(&self) -> u64 {
         self.received
+    }
+
+    /// Reads that brought bytes and connections that came, and the bytes.
+    pub(crate) fn arrived(&self) -> (u64, u64) {
+        (self.arrivals, self.received)
+    }
+
+    pub(crate) fn unread_records(&self) -> u32 {
+        self.completions.unread()
+    }
+
+    /// A connection has come.
+    pub(crate) fn accepted(&mut self) {
+        self.counters.accepts.add(1);
+        self.arrivals += 1;
+    }
+
+    /// What has come since `before`, and the records that were unread then.
+    pub(crate) fn load_since(&self, before: (u64, u64), backlog: u32) -> Load {
+        let arrivals = (self.arrivals - before.0) as u32;
+        Load { arrivals, bytes: self.received - before.1, backlog }
     }
 
     /// JavaScript has fallen behind: nothing may be read or accepted until it has caught up.
@@ -182,6 +207,7 @@ impl Io {
         connection.input.size.learn(read);
         connection.input.delivered += read as u64;
         self.received += read as u64;
+        self.arrivals += 1;
         connection.deadlines.last_traffic = now;
         status.set_bytes_read(connection.input.delivered);
         for range in self.intake.take(size, read) {

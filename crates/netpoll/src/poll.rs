@@ -12,6 +12,7 @@ use crate::block::{BlockTable, Pressure};
 use crate::border::{Border, Doorbell, StatusEntry};
 use crate::connection::{Expired, Finish};
 use crate::counters::Counters;
+use crate::demand::Load;
 use crate::handover::Handover;
 use crate::inbox::Inboxes;
 use crate::io::{Io, Visit};
@@ -48,6 +49,8 @@ pub(crate) struct Budget {
     pub(crate) bytes: u64,
     /// Connections accepted from each listener.
     pub(crate) accepts: u32,
+    /// Whether epoll is asked what has happened.
+    pub(crate) looks: bool,
 }
 
 impl Default for Budget {
@@ -55,7 +58,14 @@ impl Default for Budget {
     /// core's own cache holds until they are sent on (docs/performance.md); and, because an accept costs
     /// as much as several requests, few enough of those to leave the open connections their turn.
     fn default() -> Budget {
-        Budget { records: 4096, visits: 1024, bytes: 2 << 20, accepts: 64 }
+        Budget { records: 4096, visits: 1024, bytes: 2 << 20, accepts: 64, looks: true }
+    }
+}
+
+impl Budget {
+    /// For a turn that only does what JavaScript has put.
+    pub(crate) fn records() -> Budget {
+        Budget { visits: 0, bytes: 0, accepts: 0, looks: false, ..Budget::default() }
     }
 }
 
@@ -66,6 +76,7 @@ pub(crate) struct Turn {
     pub(crate) next_deadline: Option<Instant>,
     /// Whether it is due now: something was left for want of budget.
     pub(crate) more: bool,
+    pub(crate) load: Load,
 }
 
 /// Events that one wait can bring at first; doubled each time that they were all used.
@@ -156,8 +167,11 @@ impl Poll {
         self.io.counters.turns.add(1);
         let mut more = self.take_submissions(now, budget.records);
         self.take_commands(now);
-        self.collect()?;
-        self.take_events();
+        let (before, backlog) = (self.io.arrived(), self.io.unread_records());
+        if budget.looks {
+            self.collect()?;
+            self.take_events();
+        }
         self.take_dial_events(now);
         self.transmit_dirty(now);
         if self.io.is_backlogged() {
@@ -183,7 +197,7 @@ impl Poll {
             self.publish(now);
         }
         self.leave_when_empty();
-        Ok(Turn { next_deadline: self.next_deadline(now), more })
+        Ok(Turn { next_deadline: self.next_deadline(now), more, load: self.io.load_since(before, backlog) })
     }
 
     /// Waits until something happens or `turn` says that the next one is due.
@@ -202,9 +216,24 @@ impl Poll {
         outcome
     }
 
+    /// JavaScript need not ring for what it puts from now on.
+    pub(crate) fn wake_up(&self) {
+        self.border.wake_up();
+    }
+
+    /// Looks for work. True when there is some.
+    pub(crate) fn look(&mut self) -> Result<bool> {
+        self.poll_events(Some(Duration::ZERO))?;
+        Ok(!self.events.is_empty() || self.has_been_asked())
+    }
+
     /// Announces the wait to JavaScript, and tells whether something came in the meantime.
-    fn is_awaited(&mut self) -> bool {
+    pub(crate) fn is_awaited(&mut self) -> bool {
         self.border.fall_asleep();
+        self.has_been_asked()
+    }
+
+    fn has_been_asked(&mut self) -> bool {
         self.submissions.look() || self.shared.inboxes.has_commands(self.index)
     }
 

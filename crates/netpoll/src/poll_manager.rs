@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZero;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -14,22 +15,27 @@ use crate::block::BlockTable;
 use crate::border::{Border, Doorbell};
 use crate::counters::{Counters, PollStats};
 use crate::dialer::{DialOptions, Request};
+use crate::driver::{Drive, Driven, Driver, Driving, Outside};
 use crate::handover::Handover;
+use crate::helm::Side;
 use crate::inbox::{Command, Inboxes, LoadBalance, MAX_POLLS};
 use crate::listener::{ListenError, ListenOptions, Listener};
+use crate::loop_driver::LoopDriver;
 use crate::pin::PinTable;
 use crate::poll::{Poll, Shared};
 use crate::server::Server;
-use crate::thread_driver::{spawn, Post};
+use crate::thread_driver::spawn;
 use crate::token::Subject;
 
-/// Starts the polls, hands them listeners, and stops them. Dropping it stops and joins their threads.
+/// Starts the polls, hands them listeners, and stops them. Dropping it stops them and joins their threads. Whatever
+/// may end polls is for the thread of the environment's loop, which is the one that drives some of them.
 #[derive(Debug)]
 pub struct PollManager {
     shared: Shared,
     listeners: Mutex<HashMap<u32, Entry>>,
     next_listener: AtomicU32,
     threads: Mutex<Threads>,
+    driving: Driving,
 }
 
 /// A listener and the poll that serves it.
@@ -45,17 +51,18 @@ struct Threads {
     berths: Vec<Berth>,
     sender: Sender<()>,
     done: Receiver<()>,
-    /// Threads that have not said that they are done.
+    /// Polls that have not said that they are done.
     running: usize,
 }
 
-/// Where a poll has its memory and its thread: one after the other, if it is ended and started again.
+/// Where a poll has its memory, its driver and its thread: one after the other, if it is ended and started again.
 #[derive(Debug)]
 struct Berth {
     border: Border,
     counters: Arc<Counters>,
-    stop: Arc<AtomicBool>,
-    handle: Option<JoinHandle<()>>,
+    drive: Option<Arc<Drive>>,
+    /// Not before it is needed.
+    thread: Option<JoinHandle<()>>,
 }
 
 /// A listener as it is told to JavaScript.
@@ -79,12 +86,13 @@ pub struct Dialing {
 }
 
 impl PollManager {
-    /// Starts one poll, on a thread of its own, for each border.
+    /// Starts one poll for each border.
     pub fn start(
         borders: &[Border],
         doorbell: &Doorbell,
         table: &Arc<BlockTable>,
         pins: &Arc<PinTable>,
+        driving: Driving,
     ) -> io::Result<PollManager> {
         let (sender, done) = channel();
         let inboxes = Arc::new(Inboxes::new(borders.first().map_or(0, Border::slots)));
@@ -94,6 +102,7 @@ impl PollManager {
             listeners: Mutex::default(),
             next_listener: AtomicU32::new(0),
             threads: Mutex::new(Threads { berths: Vec::new(), sender, done, running: 0 }),
+            driving,
         };
         borders.iter().try_for_each(|border| manager.add(*border))?;
         Ok(manager)
@@ -106,8 +115,7 @@ impl PollManager {
         if index >= MAX_POLLS {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let (counters, stop) = Default::default();
-        threads.berths.push(Berth { border, counters, stop, handle: None });
+        threads.berths.push(Berth { border, counters: Arc::default(), drive: None, thread: None });
         self.launch(&mut threads, index).inspect_err(|_| drop(threads.berths.pop()))
     }
 
@@ -115,11 +123,8 @@ impl PollManager {
     pub fn restart(&self, poll: usize) -> io::Result<()> {
         let mut threads = lock(&self.threads);
         let berth = threads.berths.get_mut(poll).ok_or(io::ErrorKind::NotFound)?;
-        if let Some(handle) = berth.handle.take() {
-            // It has told that it ends, and catches its panics itself.
-            let _ = handle.join();
-        }
-        berth.stop = Arc::default();
+        // It has told that it ends.
+        berth.join();
         self.launch(&mut threads, poll)
     }
 
@@ -128,14 +133,56 @@ impl PollManager {
         let berth = berths.get_mut(index).ok_or(io::ErrorKind::NotFound)?;
         let mio = mio::Poll::new()?;
         let waker = mio::Waker::new(mio.registry(), Subject::Waker.mio())?;
+        let descriptor = mio.as_raw_fd();
         let poll = Poll::new(index, mio, berth.border, self.shared.clone(), berth.counters.clone())?;
-        let (border, doorbell) = (berth.border, self.shared.doorbell.clone());
-        let post = Post { stop: berth.stop.clone(), done: sender.clone(), border, doorbell };
-        berth.handle = Some(spawn(index, poll, post)?);
+        let Driving { driver, busy_poll } = self.driving;
+        let outside = Outside {
+            border: berth.border,
+            doorbell: self.shared.doorbell.clone(),
+            counters: berth.counters.clone(),
+            done: sender.clone(),
+        };
+        let drive =
+            Drive::new(index, descriptor, Driven::new(poll, busy_poll, Instant::now()), driver, outside);
+        let drive = Arc::new(drive);
+        if driver == Driver::Thread {
+            berth.thread = Some(spawn(drive.clone())?);
+        }
+        berth.drive = Some(drive);
         *running += 1;
-        // Not before the thread runs: without it nobody would look into the inbox.
+        // Not before somebody runs it: nobody else would look into the inbox.
         self.shared.inboxes.open(index, waker);
+        threads.share_cores();
         Ok(())
+    }
+
+    /// The loop's side of a poll. None of one that has a thread for good.
+    pub fn loop_driver(&self, poll: usize) -> Option<LoopDriver> {
+        let drive = lock(&self.threads).berths.get(poll)?.drive.clone()?;
+        (self.driving.driver != Driver::Thread).then(|| LoopDriver::new(drive))
+    }
+
+    /// Hands a poll from the loop, which has let go of its descriptor, to its thread. False when there is none to be
+    /// had; the loop goes on then.
+    pub fn hand_over(&self, poll: usize) -> bool {
+        let mut threads = lock(&self.threads);
+        let Some(berth) = threads.berths.get_mut(poll) else { return false };
+        let Some(drive) = &berth.drive else { return false };
+        if berth.thread.is_none() {
+            berth.thread = spawn(drive.clone()).ok();
+        }
+        let Some(thread) = &berth.thread else { return false };
+        drive.pass(Side::Thread);
+        thread.thread().unpark();
+        true
+    }
+
+    /// For tests: lets the other side run the poll after its next turn.
+    pub fn flip(&self, poll: usize) {
+        if let Some(drive) = lock(&self.threads).berths.get(poll).and_then(|berth| berth.drive.as_ref()) {
+            drive.flip();
+        }
+        self.shared.inboxes.wake(poll);
     }
 
     /// Lets a poll move its connections to the others. It is given no new ones.
@@ -143,13 +190,14 @@ impl PollManager {
         self.shared.inboxes.retire(poll);
     }
 
-    /// Ends a poll that has told that it has no connections any more.
+    /// Ends a poll that has told that it has no connections any more. The loop has let go of its descriptor.
     pub fn end(&self, poll: usize) {
-        if let Some(berth) = lock(&self.threads).berths.get(poll) {
-            // Release: pairs with the Acquire of the thread driver.
-            berth.stop.store(true, Ordering::Release);
+        let threads = lock(&self.threads);
+        if let Some(berth) = threads.berths.get(poll) {
+            berth.stop();
             self.shared.inboxes.wake(poll);
         }
+        threads.share_cores();
     }
 
     /// How the polls of new connections are chosen from now on.
@@ -247,7 +295,8 @@ impl PollManager {
         self.shared.inboxes.send(poll, Command::Crash);
     }
 
-    /// Stops all polls; their descriptors are closed. True when all have ended within `patience`.
+    /// Stops all polls; their descriptors are closed. True when all have ended within `patience`. The loop has let go
+    /// of the descriptors.
     pub fn stop(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
         let mut threads = lock(&self.threads);
@@ -262,14 +311,12 @@ impl PollManager {
         true
     }
 
-    /// Stops all polls and waits for their threads, however long it takes: a turn never blocks.
+    /// Stops all polls and waits for their threads, however long it takes: a turn never blocks. The loop has let go
+    /// of the descriptors.
     pub fn join(&self) {
         let mut threads = lock(&self.threads);
         self.ask_to_stop(&threads);
-        for handle in threads.berths.iter_mut().filter_map(|berth| berth.handle.take()) {
-            // A thread catches its panics itself.
-            let _ = handle.join();
-        }
+        threads.berths.iter_mut().for_each(Berth::join);
         // What was on its way to a poll has a descriptor too.
         (0..MAX_POLLS).for_each(|poll| drop(self.shared.inboxes.close(poll)));
         lock(&self.listeners).drain().for_each(|(_, entry)| entry.listener.close());
@@ -277,9 +324,38 @@ impl PollManager {
 
     fn ask_to_stop(&self, threads: &Threads) {
         for (poll, berth) in threads.berths.iter().enumerate() {
-            // Release: pairs with the Acquire of the thread driver.
-            berth.stop.store(true, Ordering::Release);
+            berth.stop();
             self.shared.inboxes.wake(poll);
+        }
+    }
+}
+
+impl Threads {
+    /// Only where JavaScript and every poll have a core of their own may threads use up theirs.
+    fn share_cores(&self) {
+        let drives = || self.berths.iter().filter_map(|berth| berth.drive.as_ref());
+        let running = drives().filter(|drive| !drive.is_stopped()).count();
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        // Relaxed: a hint.
+        drives().for_each(|drive| drive.may_spin.store(cores > running + 1, Ordering::Relaxed));
+    }
+}
+
+impl Berth {
+    /// Whoever runs the poll ends it: its thread, or this one, which is the loop's.
+    fn stop(&self) {
+        let Some(drive) = &self.drive else { return };
+        if drive.ask_to_stop() {
+            drive.conclude(true, Instant::now());
+        }
+        self.thread.as_ref().inspect(|handle| handle.thread().unpark());
+    }
+
+    fn join(&mut self) {
+        self.stop();
+        if let Some(handle) = self.thread.take() {
+            // It catches its panics itself.
+            let _ = handle.join();
         }
     }
 }
@@ -326,7 +402,8 @@ mod tests {
         let borders = (0..polls).map(|_| Border::new(leak(64 + 2 * 8 * 8 + 8 * 24), 8, 8).unwrap());
         let doorbell = Doorbell::new(&leak(1)[0], Arc::new(|| ()));
         let (table, pins) = (BlockTable::new(8 << 20), PinTable::new());
-        PollManager::start(&borders.collect::<Vec<_>>(), &doorbell, &table, &pins).unwrap()
+        let driving = Driving { driver: Driver::Thread, busy_poll: Duration::ZERO };
+        PollManager::start(&borders.collect::<Vec<_>>(), &doorbell, &table, &pins, driving).unwrap()
     }
 
     fn server() -> Arc<Server> {

@@ -84,6 +84,11 @@ impl Producer {
         !self.backlog.is_empty()
     }
 
+    /// Records that the consumer has not taken yet. Relaxed: a hint.
+    pub(crate) fn unread(&self) -> u32 {
+        self.published.wrapping_sub(self.ring.head.load(Ordering::Relaxed))
+    }
+
     /// Shows the consumer what there is room for, for the last time, and returns the rest.
     pub(crate) fn finish(&mut self) -> VecDeque<Record> {
         self.publish();

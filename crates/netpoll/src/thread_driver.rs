@@ -2,85 +2,96 @@
 
 use std::io::Result;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::thread::{Builder, JoinHandle};
+use std::thread::{park, Builder, JoinHandle};
 use std::time::Instant;
 
-use crate::border::{Border, Doorbell, Retired};
-use crate::poll::{Budget, Poll};
+use crate::driver::{Drive, Driven};
+use crate::helm::Side;
+use crate::poll::{Budget, Turn};
 use crate::sys;
 
-/// What the thread needs besides its poll.
-#[derive(Debug)]
-pub(crate) struct Post {
-    pub(crate) stop: Arc<AtomicBool>,
-    /// Told when the poll's descriptors are closed and the thread is about to end.
-    pub(crate) done: Sender<()>,
-    pub(crate) border: Border,
-    pub(crate) doorbell: Doorbell,
+/// Starts the thread of a poll. It runs the poll's turns whenever it has the helm, and ends when the poll is stopped or
+/// cannot go on.
+pub(crate) fn spawn(drive: Arc<Drive>) -> Result<JoinHandle<()>> {
+    Builder::new().name(format!("netpoll-{}", drive.index)).spawn(move || attend(&drive))
 }
 
-/// Starts the thread. It ends when it is stopped, or when its poll cannot go on; then JavaScript is told.
-pub(crate) fn spawn(index: usize, poll: Poll, post: Post) -> Result<JoinHandle<()>> {
-    Builder::new().name(format!("netpoll-{index}")).spawn(move || attend(poll, post))
-}
-
-fn attend(mut poll: Poll, post: Post) {
+fn attend(drive: &Drive) {
     sys::block_signals();
     // AssertUnwindSafe: after a panic the poll is only dropped, which closes its descriptors.
-    let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut poll, &post.stop)));
-    let is_sound = matches!(outcome, Ok(Ok(())));
-    let has_retired = is_sound && poll.is_empty();
-    // Neither closing nor ringing may panic past this thread; there is nobody left to tell.
-    let _ = catch_unwind(AssertUnwindSafe(|| poll.leave()));
-    let _ = catch_unwind(AssertUnwindSafe(|| drop(poll)));
-    if has_retired {
-        post.border.set_retired(Retired::Ended);
-    } else if !is_sound {
-        post.border.set_died();
-    }
-    if has_retired || !is_sound {
-        let _ = catch_unwind(AssertUnwindSafe(|| post.doorbell.ring()));
-    }
-    // Nobody listens any more when the environment has given up waiting.
-    let _ = post.done.send(());
+    let outcome = catch_unwind(AssertUnwindSafe(|| run(drive)));
+    drive.conclude(matches!(outcome, Ok(Ok(()))), Instant::now());
 }
 
-fn run(poll: &mut Poll, stop: &AtomicBool) -> Result<()> {
-    // Acquire: pairs with the Release of whoever stops us; what it did before is visible to our drops.
-    let is_stopped = || stop.load(Ordering::Acquire);
-    while !is_stopped() {
-        let now = Instant::now();
-        let turn = poll.turn(now, Budget::default())?;
-        // A turn may take the wake-up that came with the stop: no further one would end the wait.
-        if !is_stopped() {
-            poll.wait(turn, now)?;
+fn run(drive: &Drive) -> Result<()> {
+    while !drive.is_stopped() {
+        match drive.helm.steer(Side::Thread, |driven| take_turn(drive, driven)) {
+            Some(outcome) => {
+                if outcome? == Side::Loop {
+                    drive.pass(Side::Loop);
+                    drive.summon();
+                }
+            }
+            // Whoever passes the helm, or stops the poll, unparks.
+            None => park(),
         }
     }
-    if poll.is_empty() {
-        // Whoever stops such a poll has put its last records before.
-        poll.take_last_records(Instant::now());
-    }
     Ok(())
+}
+
+/// Returns which side has the next turn.
+fn take_turn(drive: &Drive, driven: &mut Driven) -> Result<Side> {
+    let now = Instant::now();
+    let turn = driven.poll.turn(now, Budget::default())?;
+    // A turn may take the wake-up that came with the stop: no further one would end the wait.
+    if drive.is_stopped() {
+        return Ok(Side::Thread);
+    }
+    let next = driven.next_side(drive, turn.load, Side::Thread, now);
+    if next == Side::Thread && !looks_again(drive, driven, turn, now)? {
+        driven.poll.wait(turn, now)?;
+    }
+    Ok(next)
+}
+
+/// Instead of sleeping, where a core is to spare. True when it has found something.
+fn looks_again(drive: &Drive, driven: &mut Driven, turn: Turn, now: Instant) -> Result<bool> {
+    let busy_until = driven.busy.rest(turn.load.arrivals > 0, now);
+    // Relaxed: a hint.
+    let Some(until) = busy_until.filter(|_| drive.may_spin.load(Ordering::Relaxed) && !turn.more) else {
+        return Ok(false);
+    };
+    let until = turn.next_deadline.map_or(until, |at| at.min(until));
+    while Instant::now() < until {
+        if driven.poll.look()? {
+            return Ok(true);
+        }
+    }
+    driven.busy.expire();
+    Ok(false)
 }
 
 #[cfg(test)]
 mod tests {
     use std::io::Read;
     use std::net::{SocketAddr, TcpStream};
+    use std::os::fd::AsRawFd;
     use std::sync::atomic::AtomicU32;
     use std::sync::mpsc::{channel, Receiver};
+    use std::sync::OnceLock;
     use std::time::Duration;
 
     use super::*;
     use crate::block::BlockTable;
+    use crate::border::{Border, Doorbell};
     use crate::connection::Limits;
+    use crate::driver::{Driver, Outside};
     use crate::inbox::{Command, Inboxes};
     use crate::listener::{ListenOptions, Listener};
     use crate::pin::PinTable;
-    use crate::poll::Shared;
+    use crate::poll::{Poll, Shared};
     use crate::server::Server;
     use crate::token::Subject;
 
@@ -90,36 +101,37 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(10);
 
     /// A poll on its thread, and what is left of it to look at.
-    struct Driven {
+    struct Running {
         words: &'static [AtomicU32],
         scheduled: &'static AtomicU32,
         inboxes: Arc<Inboxes>,
-        stop: Arc<AtomicBool>,
+        drive: Arc<Drive>,
         bell: Receiver<()>,
         done: Receiver<()>,
         thread: JoinHandle<()>,
     }
 
-    impl Driven {
-        fn start() -> Driven {
-            Driven::start_with(leak(WORDS), |_, _| ())
+    impl Running {
+        fn start() -> Running {
+            Running::start_with(leak(WORDS), |_, _| ())
         }
 
         /// `rung` runs where the bell rings: on the poll's own thread.
         fn start_with(
             words: &'static [AtomicU32],
-            rung: impl Fn(&AtomicBool, &Inboxes) + Send + Sync + 'static,
-        ) -> Driven {
+            rung: impl Fn(&Drive, &Inboxes) + Send + Sync + 'static,
+        ) -> Running {
             let border = Border::new(words, 8, 1).unwrap();
             let mio = mio::Poll::new().unwrap();
             let waker = mio::Waker::new(mio.registry(), Subject::Waker.mio()).unwrap();
             let inboxes = Arc::new(Inboxes::new(border.slots()));
             inboxes.open(0, waker);
             let scheduled = &leak(1)[0];
-            let (stop, (ringing, bell)) = (Arc::new(AtomicBool::new(false)), channel());
-            let (stopping, woken) = (stop.clone(), inboxes.clone());
+            let (ringing, bell) = channel();
+            let (stopping, woken) = (Arc::new(OnceLock::<Arc<Drive>>::new()), inboxes.clone());
+            let stopped = stopping.clone();
             let ring = move || {
-                rung(&stopping, &woken);
+                rung(stopped.get().unwrap(), &woken);
                 ringing.send(()).unwrap();
             };
             let doorbell = Doorbell::new(scheduled, Arc::new(ring));
@@ -131,10 +143,15 @@ mod tests {
                 handover: Arc::default(),
                 doorbell: doorbell.clone(),
             };
-            let poll = Poll::new(0, mio, border, shared, Arc::default()).unwrap();
             let (sender, done) = channel();
-            let thread = spawn(0, poll, Post { stop: stop.clone(), done: sender, border, doorbell }).unwrap();
-            Driven { words, scheduled, inboxes, stop, bell, done, thread }
+            let outside = Outside { border, doorbell, counters: Arc::default(), done: sender };
+            let descriptor = mio.as_raw_fd();
+            let poll = Poll::new(0, mio, border, shared, Arc::default()).unwrap();
+            let driven = Driven::new(poll, Duration::ZERO, Instant::now());
+            let drive = Arc::new(Drive::new(0, descriptor, driven, Driver::Thread, outside));
+            stopping.set(drive.clone()).unwrap();
+            let thread = spawn(drive.clone()).unwrap();
+            Running { words, scheduled, inboxes, drive, bell, done, thread }
         }
 
         /// A client that has been accepted.
@@ -171,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_crash_is_told_and_peers_see_their_connections_closed() {
-        let driven = Driven::start();
+        let driven = Running::start();
         let mut client = driven.connect();
         driven.inboxes.send(0, Command::Crash);
         driven.done.recv_timeout(PATIENCE).unwrap();
@@ -183,9 +200,9 @@ mod tests {
 
     #[test]
     fn a_poll_that_is_stopped_closes_its_connections_and_has_not_died() {
-        let driven = Driven::start();
+        let driven = Running::start();
         let mut client = driven.connect();
-        driven.stop.store(true, Ordering::Release);
+        driven.drive.ask_to_stop();
         driven.inboxes.wake(0);
         driven.done.recv_timeout(PATIENCE).unwrap();
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
@@ -198,8 +215,8 @@ mod tests {
         let words = leak(WORDS);
         // The first turn rings for this word before it looks at its events.
         words[SUBMISSION_BACKLOGGED].store(1, Ordering::Relaxed);
-        let driven = Driven::start_with(words, |stop, inboxes| {
-            stop.store(true, Ordering::Release);
+        let driven = Running::start_with(words, |drive, inboxes| {
+            drive.ask_to_stop();
             inboxes.wake(0);
         });
         driven.done.recv_timeout(PATIENCE).unwrap();

@@ -5,18 +5,22 @@
 //! (docs/performance.md). It is what is left where libuv's functions are not to be found.
 
 use std::ffi::c_void;
+use std::fmt;
 use std::ptr;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::OnceLock;
+use std::thread::{self, ThreadId};
 
 use napi::{sys, Result};
 
 use crate::status::check;
 use crate::uv::{data_of, Async};
 
+/// Drains in one callback: then the loop's other work has its turn.
+const DRAINS: u32 = 4;
+
 /// The bell of an environment. It does not keep the process alive unless `refer`red. It is never freed: a ring
 /// may be under way until the process has ended.
-#[derive(Debug)]
 pub(crate) struct Bell {
     env: sys::napi_env,
     drain: sys::napi_ref,
@@ -24,9 +28,16 @@ pub(crate) struct Bell {
     /// The STOP word of the environment: once set, a ring that is still under way does nothing.
     stop: &'static AtomicU32,
     handle: OnceLock<Handle>,
+    /// The environment's thread.
+    home: ThreadId,
+    /// A callback of ours runs at home, which answers a ring of its own thread before it returns. Relaxed, as the next
+    /// one: both are for one thread.
+    attends: AtomicBool,
+    is_rung: AtomicBool,
+    /// Looks after polls that their threads have given to the loop.
+    summoned: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
-#[derive(Debug)]
 enum Handle {
     Async(Async),
     Function(sys::napi_threadsafe_function),
@@ -39,6 +50,12 @@ unsafe impl Send for Bell {}
 // SAFETY: as above.
 unsafe impl Sync for Bell {}
 
+impl fmt::Debug for Bell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bell").field("home", &self.home).finish_non_exhaustive()
+    }
+}
+
 impl Bell {
     /// Calls the function `drain` when it is rung; through libuv where that is wanted and possible.
     pub(crate) fn new(
@@ -47,8 +64,17 @@ impl Bell {
         stop: &'static AtomicU32,
         libuv: bool,
     ) -> Result<&'static Bell> {
-        let mut bell =
-            Bell { env, drain: ptr::null_mut(), context: ptr::null_mut(), stop, handle: OnceLock::new() };
+        let mut bell = Bell {
+            env,
+            drain: ptr::null_mut(),
+            context: ptr::null_mut(),
+            stop,
+            handle: OnceLock::new(),
+            home: thread::current().id(),
+            attends: AtomicBool::new(false),
+            is_rung: AtomicBool::new(false),
+            summoned: OnceLock::new(),
+        };
         let name = name(env)?;
         // SAFETY: env, drain and name are those of the running call.
         unsafe {
@@ -65,7 +91,53 @@ impl Bell {
         Ok(bell)
     }
 
+    /// From any thread. A turn that the loop runs itself rings at home, and is answered when it has returned.
     pub(crate) fn ring(&self) {
+        if self.attends.load(Ordering::Relaxed) && thread::current().id() == self.home {
+            return self.is_rung.store(true, Ordering::Relaxed);
+        }
+        self.send();
+    }
+
+    /// Whether the loop can drive polls.
+    pub(crate) fn is_of_libuv(&self) -> bool {
+        matches!(self.handle.get(), Some(Handle::Async(_)))
+    }
+
+    /// What is to be done before each drain that another thread has rung for.
+    pub(crate) fn on_summons(&self, summoned: impl Fn() + Send + Sync + 'static) {
+        self.summoned.get_or_init(|| Box::new(summoned));
+    }
+
+    /// Runs what may ring, in a callback of the loop, and drains then if it has.
+    ///
+    /// # Safety
+    /// On the environment's thread, called by its loop.
+    pub(crate) unsafe fn attend(&self, act: impl FnOnce()) {
+        if self.is_stopped() {
+            return;
+        }
+        self.attends.store(true, Ordering::Relaxed);
+        act();
+        for _ in 0..DRAINS {
+            if !self.is_rung.swap(false, Ordering::Relaxed) {
+                break;
+            }
+            // SAFETY: the caller's promise.
+            unsafe { self.drain() };
+        }
+        self.attends.store(false, Ordering::Relaxed);
+        if self.is_rung.swap(false, Ordering::Relaxed) {
+            self.send();
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        // Acquire: pairs with JavaScript's Atomics.store of STOP, and with the cleanup hook's.
+        self.stop.load(Ordering::Acquire) != 0
+    }
+
+    fn send(&self) {
         match self.handle.get() {
             Some(Handle::Async(handle)) => handle.send(),
             Some(Handle::Function(function)) => call(*function),
@@ -77,7 +149,7 @@ impl Bell {
     pub(crate) fn refer(&self) -> Result<()> {
         match self.handle.get() {
             // SAFETY: JavaScript calls this, so it is the thread of the environment and of its loop.
-            Some(Handle::Async(handle)) => unsafe { handle.refer() },
+            Some(Handle::Async(handle)) => unsafe { handle.0.refer() },
             Some(Handle::Function(function)) => {
                 // SAFETY: as above.
                 let status = unsafe { sys::napi_ref_threadsafe_function(self.env, *function) };
@@ -92,7 +164,7 @@ impl Bell {
     pub(crate) fn unrefer(&self) -> Result<()> {
         match self.handle.get() {
             // SAFETY: as in `refer`.
-            Some(Handle::Async(handle)) => unsafe { handle.unrefer() },
+            Some(Handle::Async(handle)) => unsafe { handle.0.unrefer() },
             Some(Handle::Function(function)) => {
                 // SAFETY: as in `refer`.
                 let status = unsafe { sys::napi_unref_threadsafe_function(self.env, *function) };
@@ -109,7 +181,7 @@ impl Bell {
         // SAFETY: the hook runs on the environment's thread, and its polls have been joined.
         unsafe {
             if let Some(Handle::Async(handle)) = self.handle.get() {
-                handle.close();
+                handle.0.close();
             }
             // They fail only for what is gone with the environment anyway.
             sys::napi_async_destroy(self.env, self.context);
@@ -153,8 +225,7 @@ impl Bell {
     /// # Safety
     /// On the environment's thread.
     unsafe fn drain(&self) {
-        // Acquire: pairs with JavaScript's Atomics.store of STOP, and with the cleanup hook's.
-        if self.stop.load(Ordering::Acquire) != 0 {
+        if self.is_stopped() {
             return;
         }
         let (mut scope, mut global, mut drain) = (ptr::null_mut(), ptr::null_mut(), ptr::null_mut());
@@ -180,7 +251,13 @@ impl Bell {
 
 unsafe extern "C" fn woken(handle: *mut c_void) {
     // SAFETY: libuv calls this on the environment's thread, with the handle that `open_async` has made.
-    unsafe { (*data_of(handle).cast::<Bell>()).drain() }
+    unsafe {
+        let bell = &*data_of(handle).cast::<Bell>();
+        bell.attend(|| {
+            bell.summoned.get().inspect(|summoned| summoned());
+            bell.ring();
+        });
+    }
 }
 
 unsafe extern "C" fn called(

@@ -10,9 +10,12 @@ use std::time::Duration;
 use napi::bindgen_prelude::{Array, FromNapiValue, Function, Object, Unknown};
 use napi::{sys, Env, Error, JsValue, Result, Status};
 use napi_derive::napi;
-use netpoll::{Block, BlockTable, Border, Doorbell, LoadBalance, PinTable, PollManager, Server};
+use netpoll::{
+    Block, BlockTable, Border, Doorbell, Driver, Driving, LoadBalance, PinTable, PollManager, Server,
+};
 
 use crate::doorbell::Bell;
+use crate::loop_driver::LoopDriver;
 use crate::shapes::{
     dial_outcome, host_outcome, listen_outcome, Addresses, DialOutcome, DialSettings, EndpointShape,
     EnvironmentStats, HostOutcome, ListenOutcome, ListenSettings, ServeOptions,
@@ -45,6 +48,8 @@ pub struct Environment {
     ring_entries: u32,
     slots: u32,
     bell: &'static Bell,
+    /// None where threads drive all polls.
+    loop_driver: Option<&'static LoopDriver>,
     servers: Mutex<HashMap<u32, Arc<Server>>>,
     pinned: Mutex<HashMap<u32, Pinned>>,
 }
@@ -79,17 +84,35 @@ impl Environment {
         let pins = PinTable::new();
         let bell = Bell::new(env.raw(), doorbell.raw(), stop, field::<bool>(&options, "libuv")?)?;
         let ring = Doorbell::new(scheduled, Arc::new(move || bell.ring()));
-        let manager = PollManager::start(&borders, &ring, &table, &pins).map_err(system_error)?;
+        let driving = driving(&options, bell.is_of_libuv())?;
+        let manager = PollManager::start(&borders, &ring, &table, &pins, driving).map_err(system_error)?;
         let manager = Arc::new(manager);
+        let loop_driver = match driving.driver {
+            Driver::Thread => None,
+            Driver::Loop | Driver::Adaptive => Some(LoopDriver::new(env.raw(), bell, manager.clone())?),
+        };
         // After the bell was made: hooks run last in, first out, so the threads that ring it are gone before it is.
         env.add_env_cleanup_hook(manager.clone(), move |manager| {
             // Release: pairs with the Acquire of a ring that is still under way.
             stop.store(1, Ordering::Release);
+            loop_driver.inspect(|driver| driver.leave_all());
             manager.join();
             bell.close();
         })?;
+        loop_driver.inspect(|driver| (0..borders.len()).for_each(|poll| driver.seat(poll)));
         let (servers, pinned, borders) = (Mutex::default(), Mutex::default(), Mutex::new(borders));
-        Ok(Environment { manager, table, pins, borders, ring_entries, slots, bell, servers, pinned })
+        Ok(Environment {
+            manager,
+            table,
+            pins,
+            borders,
+            ring_entries,
+            slots,
+            bell,
+            loop_driver,
+            servers,
+            pinned,
+        })
     }
 
     /// Starts one more poll, with the next number, on memory of its own. An errno, or 0.
@@ -98,7 +121,9 @@ impl Environment {
         let border = border(&env, words, self.ring_entries, self.slots)?;
         let added = self.manager.add(border);
         if added.is_ok() {
-            lock(&self.borders).push(border);
+            let mut borders = lock(&self.borders);
+            borders.push(border);
+            self.loop_driver.inspect(|driver| driver.seat(borders.len() - 1));
         }
         Ok(errno(added))
     }
@@ -106,7 +131,11 @@ impl Environment {
     /// Starts a poll anew whose thread has ended; the header of its memory is 0 again. An errno, or 0.
     #[napi(catch_unwind)]
     pub fn restart_poll(&self, poll: u32) -> i32 {
-        errno(self.manager.restart(poll as usize))
+        let restarted = self.manager.restart(poll as usize);
+        if restarted.is_ok() {
+            self.loop_driver.inspect(|driver| driver.seat(poll as usize));
+        }
+        errno(restarted)
     }
 
     /// Lets a poll move all its connections to the others, and tell when none is left.
@@ -118,6 +147,7 @@ impl Environment {
     /// Ends a poll that has told that it is empty. What has been put is still taken.
     #[napi(catch_unwind)]
     pub fn end_poll(&self, poll: u32) {
+        self.loop_driver.inspect(|driver| driver.leave(poll as usize));
         self.manager.end(poll as usize);
     }
 
@@ -162,10 +192,19 @@ impl Environment {
         self.table.share(chunk, offset)
     }
 
-    /// Wakes a poll that sleeps.
+    /// Wakes a poll that sleeps. What the loop drives itself is sent before this returns.
     #[napi(catch_unwind)]
     pub fn wake(&self, poll: u32) {
-        self.manager.wake(poll as usize);
+        let poll = poll as usize;
+        if !self.loop_driver.is_some_and(|driver| driver.take_records(poll)) {
+            self.manager.wake(poll);
+        }
+    }
+
+    /// Lets a poll that the loop drives notice ends that have come.
+    #[napi(catch_unwind)]
+    pub fn look(&self, poll: u32) {
+        self.loop_driver.inspect(|driver| driver.look(poll as usize));
     }
 
     /// Keeps the process alive from now on.
@@ -291,6 +330,7 @@ impl Environment {
     /// Of process 'exit': no hook runs then, so the polls are stopped here.
     #[napi(catch_unwind)]
     pub fn exit(&self) {
+        self.loop_driver.inspect(|driver| driver.leave_all());
         self.manager.stop(EXIT_PATIENCE);
     }
 
@@ -298,6 +338,12 @@ impl Environment {
     #[napi(catch_unwind)]
     pub fn crash(&self, poll: u32) {
         self.manager.crash(poll as usize);
+    }
+
+    /// For tests: the poll's other driver runs it after the next turn.
+    #[napi(catch_unwind)]
+    pub fn flip(&self, poll: u32) {
+        self.manager.flip(poll as usize);
     }
 }
 
@@ -311,6 +357,17 @@ fn border(env: &Env, words: Unknown<'_>, entries: u32, slots: u32) -> Result<Bor
     let invalid =
         || Error::new(Status::InvalidArg, "the memory of a poll does not have the size of its parts");
     Border::new(words_of(env.raw(), words.raw())?, entries, slots).ok_or_else(invalid)
+}
+
+/// Without libuv only threads can drive.
+fn driving(options: &Object<'_>, has_loop: bool) -> Result<Driving> {
+    let driver = match field::<String>(options, "driver")?.as_str() {
+        "loop" if has_loop => Driver::Loop,
+        "adaptive" if has_loop => Driver::Adaptive,
+        _ => Driver::Thread,
+    };
+    let busy_poll = Duration::from_micros(u64::from(field::<u32>(options, "busyPoll")?));
+    Ok(Driving { driver, busy_poll })
 }
 
 fn field<'a, T: FromNapiValue>(options: &Object<'a>, name: &str) -> Result<T> {

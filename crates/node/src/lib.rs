@@ -1,9 +1,10 @@
-//! The Node binding of netpoll: one [`environment::Environment`] per Node environment, the threadsafe
-//! function that is its doorbell, and the mapping of chunks. No networking and no policy: those are in the
+//! The Node binding of netpoll: one [`environment::Environment`] per Node environment, the doorbell of
+//! its thread, the loop as a driver of polls, and the mapping of chunks. No networking and no policy: those are in the
 //! core and in TypeScript.
 
 mod doorbell;
 mod environment;
+mod loop_driver;
 mod shapes;
 mod shared_memory;
 mod status;
@@ -18,4 +19,10 @@ pub fn slot_limit() -> u32 {
     const LEAST: u64 = 1024;
     const MOST: u64 = 1 << 20;
     netpoll::descriptor_limit().clamp(LEAST, MOST) as u32
+}
+
+/// Whether the loop of this runtime can drive polls.
+#[napi(catch_unwind)]
+pub fn has_loop_driver() -> bool {
+    uv::is_there()
 }

@@ -223,6 +223,8 @@ pub struct PollCounters {
     pub accepts: f64,
     pub records: f64,
     pub stale_records: f64,
+    pub flips: f64,
+    pub is_on_thread: bool,
 }
 
 impl From<PollStats> for PollCounters {
@@ -237,6 +239,8 @@ impl From<PollStats> for PollCounters {
             accepts: stats.accepts as f64,
             records: stats.records as f64,
             stale_records: stats.stale_records as f64,
+            flips: stats.flips as f64,
+            is_on_thread: stats.is_on_thread,
         }
     }
 }

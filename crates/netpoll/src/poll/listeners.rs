@@ -53,7 +53,7 @@ impl Poll {
     fn adopt(&mut self, accepted: Accepted, now: Instant) {
         let server = accepted.server.clone();
         let Some(token) = self.enter(accepted, now) else { return };
-        self.io.counters.accepts.add(1);
+        self.io.accepted();
         self.announce(Completion::Accept { token, server: server.id }, server.announce_accept, now);
         self.attend(token);
     }

@@ -4,6 +4,7 @@ use std::time::Instant;
 use super::desk::submission::{END, INPUT, PAUSE, RESUME};
 use super::desk::{Desk, Plan, SECOND};
 use super::peer::{pattern, Peer};
+use crate::demand::Load;
 use crate::inbox::Command;
 use crate::poll::{Budget, Turn};
 
@@ -146,7 +147,7 @@ fn the_poll_rings_when_it_has_made_room_for_records_that_javascript_holds() {
 /// Waits as long as it takes, which the test's clock does not bound, and tells that it was not long.
 fn ends_soon(desk: &mut Desk) -> bool {
     let (before, now) = (Instant::now(), desk.now);
-    let patience = Turn { next_deadline: Some(now + 60 * SECOND), more: false };
+    let patience = Turn { next_deadline: Some(now + 60 * SECOND), more: false, load: Load::default() };
     desk.seats[0].poll.wait(patience, now).unwrap();
     before.elapsed() < 30 * SECOND
 }

@@ -14,6 +14,7 @@ use crate::block::BlockTable;
 use crate::border::{Border, Doorbell};
 use crate::connection::Limits;
 use crate::counters::{Counters, PollStats};
+use crate::demand::Load;
 use crate::dialer::{DialOptions, Request};
 use crate::handover::Handover;
 use crate::inbox::{Command, Inboxes};
@@ -376,7 +377,8 @@ impl Desk {
     pub(super) fn wait(&mut self) {
         // What one wait has brought is lost when another follows without a turn.
         for seat in self.seats.iter_mut().filter(|seat| !seat.poll.is_collected) {
-            let soon = Turn { next_deadline: Some(self.now + MS), more: seat.left.more };
+            let soon =
+                Turn { next_deadline: Some(self.now + MS), more: seat.left.more, load: Load::default() };
             seat.poll.wait(soon, self.now).unwrap();
         }
     }
@@ -853,7 +855,7 @@ impl Seat {
         Seat {
             poll: Poll::new(index, mio, border, shared, counters.clone()).unwrap(),
             border,
-            left: Turn { next_deadline: None, more: false },
+            left: Turn { next_deadline: None, more: false, load: Load::default() },
             words,
             status_table,
             completions: Consumer::new(border.completions()),
