@@ -126,7 +126,10 @@ export class Environment {
   }
 
   accept(poll: Poll, slot: number, generation: number, server: number): void {
-    this.servers.get(server)!.accept(poll, slot, generation)
+    const loop = this.servers.get(server)
+    // Another poll may tell of what was accepted after the one that accepts has told that it does not any more.
+    if (loop === undefined) new Straggler(poll, slot, generation).reset()
+    else loop.accept(poll, slot, generation)
   }
 
   listenerClosed(id: number, cause: number): void {

@@ -8,7 +8,7 @@ import {
   milliseconds,
 } from './arguments.js'
 import { Connection } from './connection.js'
-import { environment } from './environment.js'
+import { environment, openEnvironment } from './environment.js'
 import { NetpollError } from './errors.js'
 import {
   CONNECTION_OPTIONS,
@@ -197,7 +197,6 @@ export class EventLoop {
   private listenerEnded(listener: Listener): void {
     this.listeners.delete(listener)
     if (this.listeners.size !== 0) return
-    environment().servers.delete(this.number)
     if (this.refed) environment().release()
     if (this.stopping) this.checkStopped()
   }
@@ -216,6 +215,7 @@ export class EventLoop {
   private checkStopped(): void {
     const left = this.late === undefined ? this.unfinished : this.open
     if (this.listeners.size !== 0 || left !== 0) return
+    openEnvironment()?.servers.delete(this.number)
     this.settle!(this.late ?? null)
   }
 
