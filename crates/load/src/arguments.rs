@@ -1,8 +1,11 @@
-//! The command line: `--name value` pairs and the one flag `--frame`.
+//! The command line: `--name value` pairs, and flags.
 
 use std::collections::HashMap;
 use std::io;
 use std::str::FromStr;
+
+/// These have no value.
+const FLAGS: [&str; 4] = ["frame", "upload", "download", "hold"];
 
 /// What was given and not yet asked for.
 #[derive(Debug)]
@@ -15,7 +18,7 @@ impl Arguments {
         let mut values = HashMap::new();
         while let Some(word) = words.next() {
             let name = word.strip_prefix("--").ok_or_else(|| invalid(&word, "is not an option"))?;
-            let value = if name == "frame" { Some(String::new()) } else { words.next() };
+            let value = if FLAGS.contains(&name) { Some(String::new()) } else { words.next() };
             values.insert(name.to_owned(), value.ok_or_else(|| invalid(&word, "needs a value"))?);
         }
         Ok(Self { values })
@@ -53,11 +56,11 @@ mod tests {
     }
 
     #[test]
-    fn values_and_the_flag_are_taken_by_name() {
-        let mut arguments = parse("--frame --port 80").unwrap();
+    fn values_and_flags_are_taken_by_name() {
+        let mut arguments = parse("--frame --port 80 --hold").unwrap();
         assert_eq!(arguments.required::<u16>("port").unwrap(), 80);
         assert_eq!(arguments.optional::<u16>("size").unwrap(), None);
-        assert!(arguments.flag("frame"));
+        assert!(arguments.flag("frame") && arguments.flag("hold") && !arguments.flag("upload"));
         arguments.finish().unwrap();
     }
 

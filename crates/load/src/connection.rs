@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::message::Message;
 use crate::sys::{Epoll, Interest};
 
-/// Bytes received never exceed bytes sent, and these never exceed `asked` messages.
+/// Bytes received never exceed those that answer bytes sent, and these never exceed `asked` messages.
 #[derive(Debug)]
 pub struct Connection {
     socket: TcpStream,
@@ -37,6 +37,10 @@ impl Connection {
 
     pub fn unanswered(&self) -> usize {
         self.since.len()
+    }
+
+    pub fn received(&self) -> u64 {
+        self.received
     }
 
     pub fn ask(&mut self, messages: usize, now: Instant) {
@@ -69,11 +73,12 @@ impl Connection {
         }
         let piece = &buffer[..taken(read)?];
         let end = self.received + piece.len() as u64;
-        if end > self.sent || !message.agrees(self.id, self.received, piece) {
+        if end > message.answerable(self.sent) || !message.agrees(self.id, self.received, piece) {
             let text = format!("connection {}: wrong answer at byte {}", self.id, self.received);
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        let complete = (end / message.length() - self.received / message.length()) as usize;
+        let length = message.answer_length();
+        let complete = (end / length - self.received / length) as usize;
         self.received = end;
         Ok(self.since.drain(..complete))
     }

@@ -13,6 +13,9 @@ mod generator;
 mod histogram;
 mod idle;
 mod message;
+mod pace;
+mod relay;
+mod service;
 mod sys;
 
 use std::io;
@@ -22,11 +25,15 @@ use arguments::Arguments;
 
 const USAGE: &str = "usage: netpoll-load COMMAND (--port N | --unix PATH) [OPTIONS]
 
-  floor   serve echo, or frames (u32 big-endian length and body) with --frame, until stdin ends;
-          prints `ready PORT` first (--port 0 chooses one)
-  run     keep --inflight K requests of --size S bytes (--frame: plus the length) in flight on each of
-          --connections C; prints `start` and `end` around the measured time, then one line of JSON
-          --duration SECONDS --warmup SECONDS
+  floor   serve until stdin ends; prints `ready PORT` first (--port 0 chooses one)
+          --service echo | frame (u32 big-endian length and body) | burn | upload | download, the last three with
+          the --size of a request, chunk or answer; --upstream PORT relays instead
+  run     keep --inflight K requests of --size S bytes in flight on each of --connections C; prints `start` and
+          `end` around the measured time, then one line of JSON; --duration SECONDS --warmup SECONDS
+          --frame (the size plus its length), --upload (answered by a count of bytes), --download (the size is
+          that of the answer); --pace MICROS asks one connection after the other at this interval;
+          --firehose SIZE adds one connection that echoes such messages as fast as it can, not measured;
+          --hold keeps the connections open until stdin ends
   churn   the same options, but each connection asks once and is closed; a new one takes its place
   idle    on stdin: `open N` (until N are open, answered by `up N`), `request` (one on each that has had
           none, answered by `asked N`); ends with stdin; --size S, --frame";

@@ -11,6 +11,17 @@ const STAMP: usize = 8;
 /// A longer piece of an answer is compared at both ends only: comparing a MiB costs half as much as sending it.
 const COMPARED: usize = 4096;
 
+/// What comes back for a message.
+#[derive(Debug)]
+enum Answer {
+    /// The message itself.
+    Same,
+    /// A u64, big endian: how many bytes of the stream have come with the message.
+    Count,
+    /// The same bytes each time.
+    Body(Vec<u8>),
+}
+
 /// The bytes of all connections: each sends the same message, again and again, with its stamp in it.
 #[derive(Debug)]
 pub struct Message {
@@ -20,6 +31,7 @@ pub struct Message {
     length: usize,
     /// Where the body of a message begins.
     body: usize,
+    answer: Answer,
 }
 
 impl Message {
@@ -28,17 +40,22 @@ impl Message {
         if size < STAMP {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "size is at least 8"));
         }
-        Ok(Self::new(size, arguments.flag("frame"), inflight))
+        Ok(match (arguments.flag("upload"), arguments.flag("download")) {
+            (true, _) => Self { answer: Answer::Count, ..Self::new(size, false, inflight) },
+            (_, true) => Self { answer: Answer::Body(pattern(size)), ..Self::new(STAMP, false, inflight) },
+            _ => Self::new(size, arguments.flag("frame"), inflight),
+        })
     }
 
-    fn new(size: usize, framed: bool, inflight: usize) -> Self {
+    /// One that comes back as it is.
+    pub fn new(size: usize, framed: bool, inflight: usize) -> Self {
         let mut message = Vec::new();
         if framed {
             message.extend((size as u32).to_be_bytes());
         }
-        message.extend((0..size).map(|index| (index % 251) as u8));
+        message.extend(pattern(size));
         let body = if framed { frame::HEADER } else { 0 };
-        Self { length: message.len(), bytes: message.repeat(inflight), body }
+        Self { length: message.len(), bytes: message.repeat(inflight), body, answer: Answer::Same }
     }
 
     pub fn length(&self) -> u64 {
@@ -59,16 +76,55 @@ impl Message {
         &self.bytes[offset..messages * self.length]
     }
 
-    /// Whether `piece` is what `connection` has sent at position `from`.
-    pub fn agrees(&mut self, connection: u32, from: u64, piece: &[u8]) -> bool {
-        let count = (from + piece.len() as u64).div_ceil(self.length());
-        let expected = &self.stream(connection, from, count)[..piece.len()];
-        if piece.len() <= 2 * COMPARED {
-            return piece == expected;
+    pub fn answer_length(&self) -> u64 {
+        match &self.answer {
+            Answer::Same => self.length(),
+            Answer::Count => 8,
+            Answer::Body(body) => body.len() as u64,
         }
-        let end = piece.len() - COMPARED;
-        piece[..COMPARED] == expected[..COMPARED] && piece[end..] == expected[end..]
     }
+
+    /// How many bytes can have come back when `sent` were sent.
+    pub fn answerable(&self, sent: u64) -> u64 {
+        match self.answer {
+            Answer::Same => sent,
+            Answer::Count | Answer::Body(_) => sent / self.length() * self.answer_length(),
+        }
+    }
+
+    /// Whether `piece` is what has to come back to `connection` at position `from`.
+    pub fn agrees(&mut self, connection: u32, from: u64, piece: &[u8]) -> bool {
+        match &self.answer {
+            Answer::Same => {
+                let count = (from + piece.len() as u64).div_ceil(self.length());
+                agree(piece, self.stream(connection, from, count))
+            }
+            Answer::Count => (from..).zip(piece).all(|(position, byte)| {
+                let count = (position / 8 + 1) * self.length();
+                count.to_be_bytes()[position as usize % 8] == *byte
+            }),
+            Answer::Body(body) => {
+                let (rest, start) = piece.split_at(piece.len().min(body.len() - from as usize % body.len()));
+                agree(rest, &body[from as usize % body.len()..])
+                    && start.chunks(body.len()).all(|piece| agree(piece, body))
+            }
+        }
+    }
+}
+
+/// The bytes of a body: a shift by less than 251 shows.
+pub fn pattern(size: usize) -> Vec<u8> {
+    (0..size).map(|index| (index % 251) as u8).collect()
+}
+
+/// Whether `piece` is the beginning of `expected`.
+fn agree(piece: &[u8], expected: &[u8]) -> bool {
+    let expected = &expected[..piece.len()];
+    if piece.len() <= 2 * COMPARED {
+        return piece == expected;
+    }
+    let end = piece.len() - COMPARED;
+    piece[..COMPARED] == expected[..COMPARED] && piece[end..] == expected[end..]
 }
 
 #[cfg(test)]
@@ -111,5 +167,29 @@ mod tests {
         assert!(message.agrees(1, 0, &bytes));
         bytes[19_999] ^= 1;
         assert!(!message.agrees(1, 0, &bytes));
+    }
+
+    #[test]
+    fn an_upload_is_answered_by_the_count_of_bytes_up_to_its_end() {
+        let mut message = Message { answer: Answer::Count, ..Message::new(1000, false, 1) };
+        assert_eq!((message.answerable(1999), message.answerable(2000)), (8, 16));
+        let answers = [1000_u64.to_be_bytes(), 2000_u64.to_be_bytes()].concat();
+        for cut in 0..answers.len() {
+            assert!(message.agrees(7, 0, &answers[..cut]));
+            assert!(message.agrees(7, cut as u64, &answers[cut..]));
+        }
+        assert!(!message.agrees(7, 0, &1001_u64.to_be_bytes()));
+    }
+
+    #[test]
+    fn a_download_is_answered_by_the_same_bytes_each_time() {
+        let mut message = Message { answer: Answer::Body(pattern(300)), ..Message::new(8, false, 1) };
+        assert_eq!((message.answerable(15), message.answerable(16)), (300, 600));
+        let answers = pattern(300).repeat(3);
+        for cut in 0..answers.len() {
+            assert!(message.agrees(0, 0, &answers[..cut]));
+            assert!(message.agrees(0, cut as u64, &answers[cut..]));
+        }
+        assert!(!message.agrees(0, 1, &answers));
     }
 }

@@ -1,7 +1,7 @@
-//! System calls that std does not have: epoll, accept4, a connect with a chosen source address.
+//! System calls as they are needed here: epoll, accept4, a connect with a chosen source address.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write};
 use std::mem;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -42,17 +42,34 @@ pub fn set_backlog(listener: BorrowedFd<'_>, backlog: i32) -> io::Result<()> {
     syscall!(listen(listener.as_raw_fd(), backlog)).map(drop)
 }
 
-/// The next connection of a non-blocking listener, non-blocking as well.
-pub fn accept(listener: BorrowedFd<'_>) -> io::Result<TcpStream> {
+/// The next connection of a non-blocking listener, non-blocking as well; None when there is none.
+pub fn accept(listener: BorrowedFd<'_>) -> io::Result<Option<TcpStream>> {
     let flags = libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    let fd = syscall!(accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags))?;
+    let fd = match syscall!(accept4(listener.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), flags))
+    {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+        answer => answer?,
+    };
     // SAFETY: `fd` has just been made by accept4 and nobody else owns it.
-    Ok(TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+    let socket = TcpStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    // It fails on a unix socket, which needs none.
+    let _ = socket.set_nodelay(true);
+    Ok(Some(socket))
+}
+
+/// How many of `bytes` the kernel takes now.
+pub fn send(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match socket.write(bytes) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
+        answer => answer,
+    }
 }
 
 /// Which readiness is asked for, level-triggered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interest {
+    /// Only the end of a connection.
+    Nothing,
     Read,
     Write,
     Both,
@@ -88,7 +105,19 @@ impl Epoll {
 
     /// The number of events that are there; `key(i)` tells whose they are. None of them after a signal.
     pub fn wait(&mut self, timeout: Option<Duration>) -> io::Result<usize> {
-        let milliseconds = timeout.map_or(-1, |time| time.as_millis().min(1 << 30) as i32 + 1);
+        self.gather(timeout.map_or(-1, |time| time.as_millis().min(1 << 30) as i32 + 1))
+    }
+
+    /// As `wait`, but only what is there already.
+    pub fn look(&mut self) -> io::Result<usize> {
+        self.gather(0)
+    }
+
+    pub fn key(&self, event: usize) -> usize {
+        self.events[event].u64 as usize
+    }
+
+    fn gather(&mut self, milliseconds: i32) -> io::Result<usize> {
         let (events, room) = (self.events.as_mut_ptr(), self.events.capacity() as i32);
         let count = match syscall!(epoll_wait(self.fd.as_raw_fd(), events, room, milliseconds)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
@@ -99,10 +128,6 @@ impl Epoll {
         Ok(count)
     }
 
-    pub fn key(&self, event: usize) -> usize {
-        self.events[event].u64 as usize
-    }
-
     fn control(
         &self,
         operation: i32,
@@ -111,6 +136,7 @@ impl Epoll {
         interest: Interest,
     ) -> io::Result<()> {
         let events = match interest {
+            Interest::Nothing => 0,
             Interest::Read => libc::EPOLLIN,
             Interest::Write => libc::EPOLLOUT,
             Interest::Both => libc::EPOLLIN | libc::EPOLLOUT,
