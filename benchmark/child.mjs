@@ -7,21 +7,24 @@ import { setTimeout as delay } from 'node:timers/promises'
 /** Nothing that is waited for takes longer, unless it hangs. */
 const PATIENCE = 60_000
 
-/** A process pinned to one core that answers in lines on its stdout. */
+/** A process pinned to a core, or to several, that answers in lines on its stdout. */
 export class Child {
   #process
   #lines
   #exited
   #complaint = ''
+  /** Whether ask() is answered. */
+  answersMessages
 
   /**
-   * @param {number} core
+   * @param {string} cores as taskset takes them
    * @param {string[]} command
-   * @param {{ ipc?: boolean }} [options]
+   * @param {{ ipc?: boolean, env?: Record<string, string> }} [options]
    */
-  constructor(core, command, { ipc = false } = {}) {
+  constructor(cores, command, { ipc = false, env = {} } = {}) {
     const stdio = ['pipe', 'pipe', 'pipe', ...(ipc ? ['ipc'] : [])]
-    this.#process = spawn('taskset', ['-c', String(core), ...command], { stdio })
+    this.#process = spawn('taskset', ['-c', cores, ...command], { stdio, env: { ...process.env, ...env } })
+    this.answersMessages = ipc
     this.#process.stdin.on('error', () => {}) // it has ended: the next line() tells why
     this.#process.stderr.setEncoding('utf8').on('data', (text) => (this.#complaint += text))
     this.#exited = once(this.#process, 'close')
@@ -42,11 +45,19 @@ export class Child {
     this.#process.stdin.write(`${line}\n`)
   }
 
-  /** Sends a message and waits for the next one that comes back. */
+  /** Sends a message and waits for the next one that comes back; undefined if it takes none. */
   async ask(message) {
+    if (!this.answersMessages) return undefined
     const answer = once(this.#process, 'message')
     this.#process.send(message)
-    return within(answer)
+    const [value] = await within(answer)
+    return value
+  }
+
+  /** The next line has to be this one. */
+  async expect(wanted) {
+    const line = await this.line()
+    if (line !== wanted) throw new Error(`expected ${wanted}, got ${line}`)
   }
 
   /** Waits until it has ended by itself; rejects if it has failed. */

@@ -1,103 +1,85 @@
-/** Which figures are divided by those of which reference. */
-const RATIOS = { net: ['throughput', 'cpu', 'js'], floor: ['throughput', 'cpu'] }
-
-const FIGURES = ['throughput', 'p50', 'p99', 'p999', 'cpu', 'js', 'loadBusy']
+import { figures, kinds } from './kinds.mjs'
+import { descriptions } from './peers.mjs'
 
 /**
- * Medians of the figures, and of the ratios to each reference in the same round.
+ * The results as Markdown: a table for each group of scenarios.
  *
- * @param {Record<string, object>[]} rounds by peer, the figures of each round
- * @param {string} peer
- * @param {string[]} figures
- * @param {Record<string, string[]>} ratios
+ * @param {object} results as run.mjs writes them
  */
-export function summarize(rounds, peer, figures = FIGURES, ratios = RATIOS) {
-  const own = rounds.filter((round) => round[peer] && !round[peer].error)
-  const summary = Object.fromEntries(
-    figures.map((name) => [name, spread(own.map((round) => round[peer][name]))]),
-  )
-  for (const [reference, names] of Object.entries(ratios)) {
-    const shared = own.filter((round) => reference !== peer && round[reference] && !round[reference].error)
-    const ratio = (name) => spread(shared.map((round) => round[peer][name] / round[reference][name]))
-    summary[`to_${reference}`] = Object.fromEntries(names.map((name) => [name, ratio(name)]))
-  }
-  return summary
-}
-
-/** The results as Markdown. */
-export function markdown({ machine, settings, scenarios, idle }) {
+export function markdown({ machine, settings, peers, notes = [], scenarios }) {
   const lines = [
     `${machine.cpu}, ${machine.cores} cores, Linux ${machine.kernel}, Node ${machine.node}; ` +
       `${settings.rounds} rounds of ${settings.seconds} s. Medians; ratios are medians of the rounds (min..max).`,
     '',
+    `Peers: ${peers.map((peer) => `${peer} (${descriptionOf(peer)})`).join(', ')}.`,
+    ...notes.flatMap((note) => ['', note]),
+    '',
   ]
-  if (scenarios.length > 0) lines.push(...loadTable(scenarios), '')
-  if (idle) lines.push(...idleTable(idle), '')
+  for (const group of new Set(scenarios.map((scenario) => scenario.group))) {
+    const members = scenarios.filter((scenario) => scenario.group === group)
+    lines.push(`## ${group}`, '', ...groupTable(members), '')
+  }
   return lines.join('\n')
 }
 
-function loadTable(scenarios) {
+/** @param {string} peer `netpoll:loop` is netpoll with that driver */
+export function descriptionOf(peer) {
+  const [kind, driver] = peer.split(':')
+  return driver ? `${descriptions[kind]}, driver ${driver}` : descriptions[kind]
+}
+
+/** Every scenario of the group is of the same kind. */
+function groupTable(scenarios) {
+  const { figures: names, ratios } = kinds[scenarios[0].kind]
+  const columns = Object.entries(ratios).flatMap(([reference, list]) =>
+    list.map((name) => ({ reference, name, title: `${figures[name].short} ÷ ${reference}` })),
+  )
   const head = [
     'scenario',
     'peer',
-    'k req/s',
-    'p50 µs',
-    'p99 µs',
-    'p999 µs',
-    'CPU µs/req',
-    'JS µs/req',
-    'load busy',
+    ...names.map((name) => figures[name].head),
+    ...columns.map((column) => column.title),
   ]
-  const ratios = ['req/s ÷ net', 'CPU ÷ net', 'JS ÷ net', 'req/s ÷ floor', 'CPU ÷ floor']
-  const rows = scenarios.flatMap(({ title, peers, failures }) => [
-    ...Object.entries(peers).map(([peer, summary], index) => {
-      const { throughput, p50, p99, p999, cpu, js, loadBusy, to_net: net, to_floor: floor } = summary
-      return [
-        index === 0 ? title : '',
+  const rows = scenarios.flatMap(({ title, peers, failures, skipped = {} }) => {
+    const measured = Object.entries(peers).filter(([peer]) => !(peer in skipped))
+    return [
+      ...measured.map(([peer, summary]) => [
         peer,
-        number(throughput, 1e-3),
-        ...[p50, p99, p999, cpu].map((figure) => number(figure)),
-        peer === 'floor' ? '–' : number(js),
-        loadBusy ? `${Math.round(loadBusy.median * 100)} %` : '–',
-        ...[net.throughput, net.cpu, peer === 'floor' ? undefined : net.js].map(withSpread),
-        ...[floor.throughput, floor.cpu].map(withSpread),
-      ]
-    }),
-    ...failures.map((failure) => [title, `**failed**: ${failure}`]),
-  ])
-  return table([...head, ...ratios], rows)
+        ...names.map((name) => number(summary[name], figures[name].scale)),
+        ...columns.map(({ reference, name }) => withSpread(summary[`to_${reference}`]?.[name])),
+      ]),
+      ...failures.map((failure) => [`**failed**: ${failure}`]),
+      ...reasons(skipped).map(([reason, who]) => [`${who.join(', ')}: left out, ${reason}`]),
+    ].map((row, index) => [index === 0 ? title : '', ...row])
+  })
+  return table(head, rows)
 }
 
-function idleTable({ title, peers, failures }) {
-  const rows = Object.entries(peers).map(([peer, { before, after, to_net: net }]) => [
-    peer,
-    ...[before, after].map((figure) => number(figure, 1 / 1024)),
-    ...[net.before, net.after].map(withSpread),
-  ])
-  const head = [`${title}, KiB a connection`, 'before a request', 'after one', 'before ÷ net', 'after ÷ net']
-  return table(head, [...rows, ...failures.map((failure) => [`**failed**: ${failure}`])])
+/** Peers that are left out, by why. */
+function reasons(skipped) {
+  const byReason = new Map()
+  for (const [peer, reason] of Object.entries(skipped)) {
+    byReason.set(reason, [...(byReason.get(reason) ?? []), peer])
+  }
+  return [...byReason]
 }
 
-function table(head, rows) {
+/** Cells that are missing at the end of a row are empty. */
+export function table(head, rows) {
   const line = (cells) => `| ${head.map((_, index) => cells[index] ?? '').join(' | ')} |`
   return [line(head), line(head.map(() => '---')), ...rows.map(line)]
 }
 
-function spread(values) {
-  if (values.length === 0) return undefined
-  const sorted = values.toSorted((a, b) => a - b)
-  const middle = sorted.length >> 1
-  const median = sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
-  return { median, min: sorted[0], max: sorted.at(-1) }
-}
-
-function number(figure, scale = 1) {
+/** @param {import('./statistics.mjs').Spread | undefined} figure */
+export function number(figure, scale = 1) {
   if (figure === undefined) return '–'
   const value = figure.median * scale
-  return value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2)
+  const size = Math.abs(value)
+  return value.toFixed(size >= 100 ? 0 : size >= 10 ? 1 : 2)
 }
 
-function withSpread(ratio) {
+/** @param {import('./statistics.mjs').Spread | undefined} ratio */
+export function withSpread(ratio) {
   if (ratio === undefined) return '–'
   const [median, min, max] = [ratio.median, ratio.min, ratio.max].map((value) =>
     value.toFixed(value < 0.2 ? 3 : 2),

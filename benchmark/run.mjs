@@ -1,160 +1,101 @@
-// npm run bench [-- --rounds N --seconds S --only PATTERN --peers a,b --quick]
-import { spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
-import os from 'node:os'
-import { parseArgs } from 'node:util'
-import { measure, measureIdle } from './measure.mjs'
-import { LOAD_CORE, SERVER_CORE, loadBinary, peerNames, startServer } from './peers.mjs'
-import { markdown, summarize } from './report.mjs'
-import { idle, scenarios } from './scenarios.mjs'
+// npm run bench: see options.mjs, or --help
+import { mkdirSync, writeFileSync } from 'node:fs'
+import { chart } from './chart.mjs'
+import { figures, kinds } from './kinds.mjs'
+import { choose, parseOptions, usage } from './options.mjs'
+import { descriptions, findPeers, GO_PEERS } from './peers.mjs'
+import { buildGo, buildLoad, checkMachine, describeMachine, tryServer } from './prepare.mjs'
+import { markdown, number } from './report.mjs'
+import { countMeasurements, runScenario } from './rounds.mjs'
+import { scenarios } from './scenarios.mjs'
 
-const root = new URL('..', import.meta.url)
 const results = new URL('results/', import.meta.url)
 
-const { values: options } = parseArgs({
-  options: {
-    rounds: { type: 'string' },
-    seconds: { type: 'string' },
-    only: { type: 'string', default: '' },
-    peers: { type: 'string', default: peerNames.join(',') },
-    quick: { type: 'boolean', default: false },
-  },
-})
-const settings = {
-  rounds: positive('rounds', options.rounds ?? (options.quick ? '2' : '5')),
-  seconds: positive('seconds', options.seconds ?? (options.quick ? '0.5' : '2')),
-  warmup: options.quick ? 0.4 : 0.8,
+try {
+  await main(parseOptions(process.argv.slice(2)))
+} catch (error) {
+  fail(error.message)
 }
-const peers = options.peers.split(',')
-const pattern = new RegExp(options.only, 'i')
-const chosen = scenarios.filter(({ title }) => pattern.test(title))
-const withIdle = pattern.test(idle.title)
 
-await prepare()
-const total = settings.rounds * peers.length * (chosen.length + (withIdle ? 1 : 0))
-let done = 0
-await report(await runAll())
+async function main(options) {
+  if (options.help) return console.log(usage)
+  const chosen = choose(scenarios, options)
+  if (chosen.length === 0) throw new Error(`no scenario matches ${options.only}`)
+  if (options.list) return console.log(chosen.map(({ title }) => title).join('\n'))
+  const { peers, notes } = await prepare(options)
+  report(await runAll(chosen, peers, notes, options), options)
+}
 
-async function runAll() {
-  const outcome = { machine: machine(), settings, scenarios: [], idle: undefined }
-  for (const scenario of chosen) {
-    const rounds = await runRounds(scenario, (peer) => measure(peer, scenario, settings))
-    outcome.scenarios.push({ ...scenario, ...summaries(rounds), rounds })
+/** All that has to be there; what is left out, and why, is in `notes`. */
+async function prepare(options) {
+  checkMachine()
+  buildLoad()
+  const notes = []
+  const names = options.peers ?? Object.keys(descriptions).filter((name) => name !== 'base')
+  const withGo = options.peers || !options.quick ? names : names.filter((name) => !GO_PEERS.includes(name))
+  const problem = withGo.some((name) => GO_PEERS.includes(name)) ? buildGo() : undefined
+  if (problem) notes.push(`The peers in Go are left out: ${problem}.`)
+  const peers = findPeers(problem ? withGo.filter((name) => !GO_PEERS.includes(name)) : withGo, options)
+  if (problem && options.peers) throw new Error(notes[0])
+  for (const peer of peers) await tryServer(peer)
+  if (options.driver || options.loops) {
+    notes.push(`This package with ${JSON.stringify({ driver: options.driver, numLoops: options.loops })}.`)
   }
-  if (withIdle) {
-    const rounds = await runRounds(idle, (peer) => measureIdle(peer, idle))
-    const figures = ['before', 'after']
-    outcome.idle = { ...idle, ...summaries(rounds, figures, { net: figures }), rounds }
+  return { peers, notes }
+}
+
+async function runAll(chosen, peers, notes, { rounds, seconds, warmup }) {
+  const settings = { rounds, seconds, warmup }
+  const outcome = {
+    machine: describeMachine(),
+    settings,
+    peers: peers.map(({ name }) => name),
+    notes,
+    scenarios: [],
+  }
+  const total = countMeasurements(chosen, peers, settings)
+  const begun = performance.now()
+  let done = 0
+  for (const scenario of chosen) {
+    const progress = (round, peer, measured) => {
+      const left = Math.round((((performance.now() - begun) / ++done) * (total - done)) / 1000)
+      const where = `[${done}/${total}, ${left} s left] ${scenario.title}, round ${round + 1}/${rounds}`
+      show(`${where}, ${peer}: ${summaryOf(scenario, measured)}`)
+    }
+    outcome.scenarios.push(await runScenario(scenario, peers, settings, progress))
   }
   return outcome
 }
 
-/**
- * The peers take turns, each round in another order, so that a machine that changes its speed changes it for all.
- *
- * Every measurement has a fresh server: nothing of another scenario is in its heap, no other server is alive on
- * its core, and the luck of one process (addresses, optimizations) shows as spread instead of staying for all
- * rounds. The warm-up is for the compiler.
- */
-async function runRounds(scenario, measurePeer) {
-  const rounds = []
-  for (let round = 0; round < settings.rounds; round++) {
-    const figures = {}
-    for (let turn = 0; turn < peers.length; turn++) {
-      const peer = peers[(round + turn) % peers.length]
-      figures[peer] = await measurePeer(peer).catch((error) => ({ error: error.message }))
-      progress(scenario, round, peer, figures[peer])
-    }
-    rounds.push(figures)
-  }
-  return rounds
+function summaryOf({ kind }, measured) {
+  if (measured.error !== undefined) return `failed: ${measured.error}`
+  const judged = kinds[kind].judged.filter((name) => Number.isFinite(measured[name]))
+  return judged
+    .map((name) => `${number({ median: measured[name] }, figures[name].scale)} ${figures[name].head}`)
+    .join(', ')
 }
 
-function summaries(rounds, ...what) {
-  const failures = rounds.flatMap((round) =>
-    Object.entries(round).flatMap(([peer, { error }]) =>
-      error ? `${peer}: ${error.replaceAll(/\s+/g, ' ')}` : [],
-    ),
-  )
-  return {
-    peers: Object.fromEntries(peers.map((peer) => [peer, summarize(rounds, peer, ...what)])),
-    failures: [...new Set(failures)],
-  }
-}
-
-function progress({ title }, round, peer, { error, throughput, cpu, before, after }) {
-  const load = () => `${(throughput / 1000).toFixed(1)}k req/s, ${cpu.toFixed(2)} µs`
-  const memory = () => `${(before / 1024).toFixed(2)} and ${(after / 1024).toFixed(2)} KiB`
-  const figures = error ? 'failed' : throughput ? load() : memory()
-  const line = `[${++done}/${total}] ${title}, round ${round + 1}/${settings.rounds}, ${peer}: ${figures}`
+function show(line) {
   process.stderr.write(process.stderr.isTTY ? `\r\x1b[K${line}` : `${line}\n`)
 }
 
-async function report(outcome) {
+function report(outcome, { output }) {
   if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
   const text = markdown(outcome)
   mkdirSync(results, { recursive: true })
-  writeFileSync(new URL('latest.json', results), `${JSON.stringify(outcome, null, 2)}\n`)
-  writeFileSync(new URL('latest.md', results), text)
+  writeFileSync(new URL(`${output}.json`, results), `${JSON.stringify(outcome, null, 2)}\n`)
+  writeFileSync(new URL(`${output}.md`, results), text)
+  for (const figure of ['cpu', 'throughput']) {
+    const svg = chart(outcome, figure)
+    if (svg) writeFileSync(new URL(`${output}-${figure}.svg`, results), svg)
+  }
   console.log(text)
-  const failed = [...outcome.scenarios, ...(outcome.idle ? [outcome.idle] : [])].some(
-    ({ failures }) => failures.length,
-  )
-  if (failed) fail('Some measurements have failed; see the table.')
-}
-
-function machine() {
-  return {
-    cpu: os.cpus()[0].model,
-    cores: os.cpus().length,
-    kernel: os.release(),
-    node: process.versions.node,
+  if (outcome.scenarios.some(({ failures }) => failures.length > 0)) {
+    fail('some measurements have failed; see the table')
   }
-}
-
-/** Everything that a measurement needs, or a clear word about what is missing. */
-async function prepare() {
-  if (process.platform !== 'linux') fail('The benchmarks need Linux.')
-  if (os.availableParallelism() <= Math.max(SERVER_CORE, LOAD_CORE)) fail('The benchmarks need two cores.')
-  if (spawnSync('taskset', ['-V']).error) fail('taskset is missing; it comes with util-linux.')
-  if (!existsSync('/proc/self/schedstat')) fail('This kernel has no /proc/PID/schedstat (CONFIG_SCHED_INFO).')
-  const unknown = peers.find((peer) => !peerNames.includes(peer))
-  if (unknown) fail(`${unknown} is no peer; there are ${peerNames.join(', ')}.`)
-  if (chosen.length === 0 && !withIdle) fail(`No scenario matches ${options.only}.`)
-  buildLoad()
-  for (const peer of peers) await tryServer(peer)
-}
-
-function buildLoad() {
-  const build = spawnSync('cargo', ['build', '--release', '--quiet', '-p', 'netpoll-load'], {
-    cwd: root,
-    stdio: ['ignore', 'inherit', 'inherit'],
-  })
-  if (build.error && !existsSync(loadBinary))
-    fail('The load generator is not built, and there is no cargo to build it.')
-  if (build.status) fail('The load generator does not build.')
-}
-
-async function tryServer(peer) {
-  try {
-    const { server } = await startServer(peer, 'echo')
-    await server.kill()
-  } catch (error) {
-    const hint =
-      peer === 'netpoll'
-        ? 'The package does not run; build it with `npm run build`, or leave it out with --peers net,floor.'
-        : ''
-    fail(`The ${peer} server does not start. ${hint}\n${error.message}`)
-  }
-}
-
-function positive(name, text) {
-  const value = Number(text)
-  if (!(value > 0)) fail(`--${name} has to be a number above 0.`)
-  return value
 }
 
 function fail(message) {
-  console.error(message)
-  process.exit(1)
+  console.error(`bench: ${message}`)
+  process.exitCode = 1
 }

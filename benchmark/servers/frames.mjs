@@ -14,3 +14,13 @@ export function completeFrames(bytes) {
   }
   return end
 }
+
+/** The lengths of the complete frames, with their headers, one after the other. */
+export function* eachFrame(bytes) {
+  for (let start = 0; bytes.length - start >= HEADER;) {
+    const length = HEADER + bytes.readUInt32BE(start)
+    if (length > bytes.length - start) return
+    yield length
+    start += length
+  }
+}

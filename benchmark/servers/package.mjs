@@ -1,0 +1,16 @@
+// This package, or another checkout of it that is measured beside it, configured as the harness wants.
+const { NETPOLL_BENCH_PACKAGE, NETPOLL_BENCH_DRIVER, NETPOLL_BENCH_LOOPS } = process.env
+
+const folder = NETPOLL_BENCH_PACKAGE ?? new URL('../..', import.meta.url).pathname
+
+export const { configure, createEventLoop, createListener, dialConnection } = await import(
+  `${folder}/index.js`
+)
+export const { ShardQueue } = await import(`${folder}/mux.js`)
+
+if (NETPOLL_BENCH_DRIVER || NETPOLL_BENCH_LOOPS) {
+  configure({
+    ...(NETPOLL_BENCH_DRIVER && { driver: NETPOLL_BENCH_DRIVER }),
+    ...(NETPOLL_BENCH_LOOPS && { numLoops: Number(NETPOLL_BENCH_LOOPS) }),
+  })
+}

@@ -1,0 +1,65 @@
+/**
+ * @typedef {object} Spread
+ * @property {number} median
+ * @property {number} min
+ * @property {number} max
+ */
+
+/**
+ * Of the values that are there; undefined if there are none.
+ *
+ * @param {(number | undefined)[]} values
+ * @returns {Spread | undefined}
+ */
+export function spread(values) {
+  const sorted = values.filter(Number.isFinite).toSorted((a, b) => a - b)
+  if (sorted.length === 0) return undefined
+  const middle = sorted.length >> 1
+  const median = sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
+  return { median, min: sorted[0], max: sorted.at(-1) }
+}
+
+/**
+ * Medians of the figures of a peer, and of their ratios to those of each reference in the same round.
+ *
+ * @param {Record<string, Record<string, number>>[]} rounds by peer, the figures of each round
+ * @param {string} peer
+ * @param {string[]} figures
+ * @param {string[]} references
+ */
+export function summarize(rounds, peer, figures, references) {
+  const own = rounds.filter((round) => measured(round, peer))
+  const all = (values) => Object.fromEntries(figures.map((name) => [name, spread(values(name))]))
+  const summary = all((name) => own.map((round) => round[peer][name]))
+  for (const reference of references.filter((name) => name !== peer)) {
+    const shared = own.filter((round) => measured(round, reference))
+    summary[`to_${reference}`] = all((name) =>
+      shared.map((round) => round[peer][name] / round[reference][name]),
+    )
+  }
+  return summary
+}
+
+function measured(round, peer) {
+  return round[peer] !== undefined && round[peer].error === undefined
+}
+
+/**
+ * What has become of a figure. It has changed if the rounds of one side are all below those of the other, and the
+ * medians are further apart than `threshold`, a share.
+ *
+ * @param {Spread | undefined} before
+ * @param {Spread | undefined} after
+ * @param {{ more?: boolean, threshold?: number, least?: number }} [options] more of it is better; a difference
+ *   below `least` is none
+ * @returns {'better' | 'worse' | 'same' | 'missing' | 'new' | 'unknown'}
+ */
+export function verdict(before, after, { more = false, threshold = 0.03, least = 0 } = {}) {
+  if (before === undefined && after === undefined) return 'unknown'
+  if (after === undefined) return 'missing'
+  if (before === undefined) return 'new'
+  const difference = after.median - before.median
+  const overlap = after.min <= before.max && before.min <= after.max
+  if (overlap || Math.abs(difference) <= Math.max(threshold * Math.abs(before.median), least)) return 'same'
+  return difference > 0 === more ? 'better' : 'worse'
+}
