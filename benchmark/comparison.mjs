@@ -52,7 +52,7 @@ export function isRegression({ changes, failures }) {
 
 /** As Markdown, what has changed first. */
 export function comparisonTable({ changes, relative, failures }) {
-  const order = ['missing', 'worse', 'better', 'new', 'same']
+  const order = ['missing', 'worse', 'better', 'unsure', 'new', 'same']
   const sorted = changes.toSorted((a, b) => order.indexOf(a.verdict) - order.indexOf(b.verdict))
   const rows = sorted.map(({ title, name, verdict: word, before, after }) => [
     title,
@@ -60,7 +60,7 @@ export function comparisonTable({ changes, relative, failures }) {
     shown(before, name, relative),
     shown(after, name, relative),
     before && after ? difference(before.median, after.median) : '–',
-    ['same', 'new'].includes(word) ? word : `**${word}**`,
+    ['same', 'new', 'unsure'].includes(word) ? word : `**${word}**`,
   ])
   return [
     ...table(['scenario', 'figure', 'before', 'after', 'median', 'verdict'], rows),
@@ -99,7 +99,7 @@ function hasRatio(name) {
 
 function failuresOf({ scenarios }, peer) {
   return scenarios.flatMap(({ title, failures }) =>
-    failures.filter((failure) => failure.startsWith(`${peer}:`)).map((failure) => `${title}: ${failure}`),
+    failures.filter((failure) => failure.startsWith(`${peer}: `)).map((failure) => `${title}: ${failure}`),
   )
 }
 

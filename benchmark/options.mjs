@@ -2,7 +2,7 @@ import { parseArgs } from 'node:util'
 
 export const usage = `npm run bench [-- OPTIONS]
 
-  --quick            a subset of the scenarios, for two minutes: three rounds of half a second, without the peers in Go
+  --quick            a subset of the scenarios, for two minutes: four rounds of 0.4 s, without the peers in Go
   --rounds N         rounds in which each peer has a turn (5)
   --seconds S        of each measurement (1)
   --only PATTERN     scenarios whose title or group matches this regular expression
@@ -35,8 +35,8 @@ export function parseOptions(args) {
   const { quick } = values
   return {
     ...values,
-    rounds: positive('rounds', values.rounds ?? (quick ? '3' : '5')),
-    seconds: positive('seconds', values.seconds ?? (quick ? '0.5' : '1')),
+    rounds: positive('rounds', values.rounds ?? (quick ? '4' : '5')),
+    seconds: positive('seconds', values.seconds ?? (quick ? '0.4' : '1')),
     warmup: quick ? 0.3 : 0.6,
     peers: values.peers?.split(','),
     loops: values.loops && `${positive('loops', values.loops)}`,

@@ -3,7 +3,11 @@
  * @property {number} median
  * @property {number} min
  * @property {number} max
+ * @property {number} rounds that it is of
  */
+
+/** Of two runs of the same program, no more than this share may seem to differ. */
+const CHANCE = 0.05
 
 /**
  * Of the values that are there; undefined if there are none.
@@ -16,7 +20,7 @@ export function spread(values) {
   if (sorted.length === 0) return undefined
   const middle = sorted.length >> 1
   const median = sorted.length % 2 === 1 ? sorted[middle] : (sorted[middle - 1] + sorted[middle]) / 2
-  return { median, min: sorted[0], max: sorted.at(-1) }
+  return { median, min: sorted[0], max: sorted.at(-1), rounds: sorted.length }
 }
 
 /**
@@ -46,13 +50,14 @@ function measured(round, peer) {
 
 /**
  * What has become of a figure. It has changed if the rounds of one side are all below those of the other, and the
- * medians are further apart than `threshold`, a share.
+ * medians are further apart than `threshold`, a share. With few rounds chance alone does that too often: it is unsure
+ * then.
  *
  * @param {Spread | undefined} before
  * @param {Spread | undefined} after
  * @param {{ more?: boolean, threshold?: number, least?: number }} [options] more of it is better; a difference
  *   below `least` is none
- * @returns {'better' | 'worse' | 'same' | 'missing' | 'new' | 'unknown'}
+ * @returns {'better' | 'worse' | 'same' | 'unsure' | 'missing' | 'new' | 'unknown'}
  */
 export function verdict(before, after, { more = false, threshold = 0.03, least = 0 } = {}) {
   if (before === undefined && after === undefined) return 'unknown'
@@ -61,5 +66,13 @@ export function verdict(before, after, { more = false, threshold = 0.03, least =
   const difference = after.median - before.median
   const overlap = after.min <= before.max && before.min <= after.max
   if (overlap || Math.abs(difference) <= Math.max(threshold * Math.abs(before.median), least)) return 'same'
+  if (chanceOfGap(before.rounds, after.rounds) > CHANCE) return 'unsure'
   return difference > 0 === more ? 'better' : 'worse'
+}
+
+/** How likely all of `a` values are below all of `b` others, or above, when they come from the same source. */
+export function chanceOfGap(a, b) {
+  let orders = 1
+  for (let index = 1; index <= b; index++) orders *= (a + index) / index
+  return 2 / orders
 }
