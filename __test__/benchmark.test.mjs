@@ -12,7 +12,7 @@ import { choose, parseOptions } from '../benchmark/options.mjs'
 import { page, summary } from '../benchmark/page.mjs'
 import { descriptions, findPeers, refusal } from '../benchmark/peers.mjs'
 import { markdown } from '../benchmark/report.mjs'
-import { countMeasurements, runScenario } from '../benchmark/rounds.mjs'
+import { appended, countMeasurements, runScenario } from '../benchmark/rounds.mjs'
 import { scenarios } from '../benchmark/scenarios.mjs'
 import { chanceOfGap, spread, summarize, verdict } from '../benchmark/statistics.mjs'
 
@@ -277,4 +277,22 @@ test('each round begins with another peer, and a failure ends nothing', async (t
   t.deepEqual(outcome.skipped, { d: 'its server does no echo' })
   t.deepEqual(outcome.peers.a.cpu, { median: 1, min: 1, max: 1, rounds: 2 })
   t.is(outcome.peers.b.cpu, undefined)
+})
+
+test('results that are appended replace those of the same scenario, in the order of the scenarios', (t) => {
+  const [first, second] = scenarios.map(({ title }) => title)
+  const earlier = results({ netpoll: [1, 1], net: [1, 1] }, { title: second })
+  const both = appended(earlier, results({ netpoll: [2, 2] }, { title: first }))
+  t.deepEqual(
+    both.scenarios.map(({ title }) => title),
+    [first, second],
+  )
+  t.deepEqual(both.peers, ['netpoll', 'net'])
+  const again = appended(both, results({ gnet: [3, 3] }, { title: second }))
+  t.deepEqual(Object.keys(again.scenarios[1].peers), ['gnet'])
+  t.is(again.scenarios.length, 2)
+  t.deepEqual(again.notes, [])
+  const longer = { ...earlier, settings: { rounds: 9, seconds: 2 } }
+  t.deepEqual(appended(longer, both).notes, ['Some scenarios were measured in 9 rounds of 2 s.'])
+  t.is(appended(undefined, earlier), earlier)
 })

@@ -1,4 +1,4 @@
-import { figures } from './kinds.mjs'
+import { kinds } from './kinds.mjs'
 
 const COLORS = {
   netpoll: '#0b7285',
@@ -16,7 +16,7 @@ const TITLES = {
   throughput: 'Requests a second; net = 100 %, more is better',
 }
 
-const [LEFT, WIDTH, BAR, GAP, TOP] = [330, 400, 12, 12, 56]
+const [LETTER, WIDTH, BAR, GAP, TOP] = [6.7, 400, 12, 12, 56]
 
 /**
  * Bars as an SVG: a figure of each peer in each scenario, net's being 100 %. Undefined if no scenario has both.
@@ -26,17 +26,20 @@ const [LEFT, WIDTH, BAR, GAP, TOP] = [330, 400, 12, 12, 56]
  */
 export function chart({ peers, scenarios }, figure) {
   const rows = scenarios
+    .filter(({ kind }) => kinds[kind].ratios.net?.includes(figure))
     .map(({ title, peers: measured }) => ({ title, bars: shares(measured, figure) }))
     .filter(({ bars }) => bars.length > 1)
   if (rows.length === 0) return undefined
+  const left = Math.ceil(LETTER * Math.max(...rows.map(({ title }) => title.length))) + 16
   const most = Math.max(1, ...rows.flatMap(({ bars }) => bars.map(({ share }) => share)))
   const parts = []
   let top = TOP
   for (const { title, bars } of rows) {
-    parts.push(row(title, bars, top, most))
+    parts.push(row(title, bars, { left, top, most }))
     top += bars.length * BAR + GAP
   }
-  return `<svg xmlns="http://www.w3.org/2000/svg" width="${LEFT + WIDTH + 60}" height="${top}" font-family="sans-serif" font-size="12">
+  return `<svg xmlns="http://www.w3.org/2000/svg" width="${left + WIDTH + 60}" height="${top}"
+  font-family="sans-serif" font-size="12">
 <style>text{fill:#212529}.small{font-size:10px}@media (prefers-color-scheme: dark){text{fill:#dee2e6}}</style>
 <text x="0" y="16" font-size="14" font-weight="bold">${TITLES[figure]}</text>
 ${[...legend(peers), ...parts].join('\n')}
@@ -46,9 +49,9 @@ ${[...legend(peers), ...parts].join('\n')}
 
 /** The same as text, for where no image can be shown. */
 export function textChart({ scenarios }, figure) {
-  const rows = scenarios.flatMap(({ title, peers }) => {
+  const rows = scenarios.flatMap(({ title, kind, peers }) => {
     const bars = shares(peers, figure)
-    if (bars.length < 2) return []
+    if (bars.length < 2 || !kinds[kind].ratios.net?.includes(figure)) return []
     return [
       title,
       ...bars.map(({ peer, share }) => {
@@ -63,23 +66,23 @@ export function textChart({ scenarios }, figure) {
 /** Relative to net; nothing without net. */
 function shares(measured, figure) {
   const whole = measured.net?.[figure]?.median
-  if (!(whole > 0) || !(figure in figures)) return []
+  if (!(whole > 0)) return []
   return Object.entries(measured).flatMap(([peer, summary]) =>
     summary[figure] === undefined ? [] : [{ peer, share: summary[figure].median / whole }],
   )
 }
 
-function row(title, bars, top, most) {
+function row(title, bars, { left, top, most }) {
   const middle = top + (bars.length * BAR) / 2 + 4
   const x = (share) => (share / most) * WIDTH
   const drawn = bars.map(({ peer, share }, index) => {
     const y = top + index * BAR
     return (
-      `<rect x="${LEFT}" y="${y}" width="${x(share).toFixed(1)}" height="${BAR - 2}" fill="${colorOf(peer)}"/>` +
-      `<text x="${(LEFT + x(share) + 6).toFixed(1)}" y="${y + 9}" class="small">${percent(share)}</text>`
+      `<rect x="${left}" y="${y}" width="${x(share).toFixed(1)}" height="${BAR - 2}" fill="${colorOf(peer)}"/>` +
+      `<text x="${(left + x(share) + 6).toFixed(1)}" y="${y + 9}" class="small">${percent(share)}</text>`
     )
   })
-  return `<text x="${LEFT - 12}" y="${middle}" text-anchor="end">${title}</text>${drawn.join('')}`
+  return `<text x="${left - 12}" y="${middle}" text-anchor="end">${title}</text>${drawn.join('')}`
 }
 
 function legend(peers) {
@@ -87,9 +90,9 @@ function legend(peers) {
   return peers.map((peer) => {
     const label = LABELS[peer] ?? peer
     const key =
-      `<rect x="${at}" y="28" width="12" height="12" fill="${colorOf(peer)}"/>` +
-      `<text x="${at + 16}" y="38">${label}</text>`
-    at += 34 + label.length * 7
+      `<rect x="${at.toFixed()}" y="28" width="12" height="12" fill="${colorOf(peer)}"/>` +
+      `<text x="${(at + 16).toFixed()}" y="38">${label}</text>`
+    at += 34 + label.length * LETTER
     return key
   })
 }

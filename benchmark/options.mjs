@@ -11,7 +11,9 @@ export const usage = `npm run bench [-- OPTIONS]
   --base PATH        another checkout of this package, built: the peer base
   --driver NAME      adaptive, loop or thread (whatever the package chooses)
   --loops N          polls of this package (whatever the package chooses)
+  --busy-poll MICROS of this package (whatever the package chooses)
   --output NAME      of the files in benchmark/results (latest)
+  --append           keeps the other scenarios that are in these files
   --list             shows the chosen scenarios and ends`
 
 /** Throws what is wrong with them. */
@@ -26,8 +28,10 @@ export function parseOptions(args) {
       base: { type: 'string' },
       driver: { type: 'string' },
       loops: { type: 'string' },
+      'busy-poll': { type: 'string' },
       output: { type: 'string', default: 'latest' },
       quick: { type: 'boolean', default: false },
+      append: { type: 'boolean', default: false },
       list: { type: 'boolean', default: false },
       help: { type: 'boolean', default: false },
     },
@@ -39,6 +43,7 @@ export function parseOptions(args) {
     seconds: positive('seconds', values.seconds ?? (quick ? '0.4' : '1')),
     warmup: quick ? 0.3 : 0.6,
     peers: values.peers?.split(','),
+    busyPoll: values['busy-poll'],
     loops: values.loops && `${positive('loops', values.loops)}`,
   }
 }

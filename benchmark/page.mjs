@@ -37,17 +37,18 @@ function ratio(spread) {
 const HEAD = `# How fast is it?
 
 \`\`\`sh
-npm run bench                                                   # everything, an hour and a half
+npm run bench                                                   # everything, an hour and a quarter
 npm run bench -- --quick                                        # ten scenarios against net and the floor, two minutes
 npm run bench -- --only 'echo 1 KiB' --peers netpoll,net        # some of it; --list shows the names, --help the rest
+npm run bench -- --only relay --append                          # some of it again; the rest of the last results stays
 npm run bench -- --peers netpoll:thread,netpoll:adaptive,net    # drivers against each other
 npm run bench:compare -- before.json after.json                 # what has changed, outside of the spread
 npm run bench:publish                                           # this page, its charts and the README's section
 \`\`\`
 
-It needs Linux, two cores, \`taskset\` and Rust, and Go for the peers in Go; without Go they are left out. What each figure
-is, and how it is taken, is said in [benchmark/results](../benchmark/results/README.md), and what bounds it in
-[performance](performance.md). Nobody else should use the machine meanwhile.
+It needs Linux, two cores, \`taskset\` and Rust, and Go for the peers in Go; without Go they are left out. Nobody else
+should use the machine meanwhile. What each figure is, and how it is taken, is said in
+[benchmark/results](../benchmark/results/README.md), and what bounds it in [performance](performance.md).
 
 ![CPU per request of the server, relative to net](benchmark.svg)
 

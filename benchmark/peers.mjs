@@ -44,7 +44,7 @@ export const descriptions = {
  * Those with these names; `netpoll:loop` is netpoll with that driver.
  *
  * @param {string[]} names
- * @param {{ driver?: string, loops?: string, base?: string }} options of this package
+ * @param {{ driver?: string, loops?: string, busyPoll?: string, base?: string }} options of this package
  * @returns {Peer[]}
  */
 export function findPeers(names, options) {
@@ -83,12 +83,13 @@ export function startLoad(command, port, options) {
 
 const SERVICES = ['echo', 'frame', 'mux', 'upload', 'download', 'relay', 'burn']
 
-function findPeer(name, { driver, loops, base }) {
+function findPeer(name, { driver, loops, busyPoll, base }) {
   const [kind, variant = driver] = name.split(':')
   if (variant !== undefined && !DRIVERS.includes(variant)) throw new Error(`${variant} is no driver`)
   const env = {
     ...(variant && { NETPOLL_BENCH_DRIVER: variant }),
     ...(loops && { NETPOLL_BENCH_LOOPS: loops }),
+    ...(busyPoll && { NETPOLL_BENCH_BUSY_POLL: busyPoll }),
   }
   if (kind === 'netpoll') return script('netpoll', env)
   if (kind === 'base') {

@@ -1,5 +1,6 @@
 import { kinds } from './kinds.mjs'
 import { refusal } from './peers.mjs'
+import { scenarios } from './scenarios.mjs'
 import { summarize } from './statistics.mjs'
 
 /** Whose figures others are divided by. */
@@ -46,9 +47,29 @@ export async function runScenario(scenario, peers, settings, progress) {
   }
 }
 
+/** Earlier results, if there are any, with those of the same scenarios replaced and the others added, in their order. */
+export function appended(earlier, results) {
+  if (earlier === undefined) return results
+  const titles = scenarios.map(({ title }) => title)
+  const others = earlier.scenarios.filter(({ title }) =>
+    results.scenarios.every((one) => one.title !== title),
+  )
+  const { rounds, seconds } = earlier.settings
+  const alike = rounds === results.settings.rounds && seconds === results.settings.seconds
+  const mixed = alike ? [] : [`Some scenarios were measured in ${rounds} rounds of ${seconds} s.`]
+  return {
+    ...results,
+    peers: [...new Set([...earlier.peers, ...results.peers])],
+    notes: [...new Set([...earlier.notes, ...results.notes, ...mixed])],
+    scenarios: [...others, ...results.scenarios].toSorted(
+      (a, b) => titles.indexOf(a.title) - titles.indexOf(b.title),
+    ),
+  }
+}
+
 /** How many measurements there will be. */
-export function countMeasurements(scenarios, peers, { rounds }) {
-  const able = scenarios.flatMap((scenario) => peers.filter((peer) => refusal(peer, scenario) === undefined))
+export function countMeasurements(chosen, peers, { rounds }) {
+  const able = chosen.flatMap((scenario) => peers.filter((peer) => refusal(peer, scenario) === undefined))
   return able.length * rounds
 }
 

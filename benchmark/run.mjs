@@ -1,12 +1,12 @@
 // npm run bench: see options.mjs, or --help
-import { mkdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { chart } from './chart.mjs'
 import { figures, kinds } from './kinds.mjs'
 import { choose, parseOptions, usage } from './options.mjs'
 import { descriptions, findPeers, GO_PEERS } from './peers.mjs'
 import { buildGo, buildLoad, checkMachine, describeMachine, tryServer } from './prepare.mjs'
 import { markdown, number } from './report.mjs'
-import { countMeasurements, runScenario } from './rounds.mjs'
+import { appended, countMeasurements, runScenario } from './rounds.mjs'
 import { scenarios } from './scenarios.mjs'
 
 const results = new URL('results/', import.meta.url)
@@ -23,7 +23,12 @@ async function main(options) {
   if (chosen.length === 0) throw new Error(`no scenario matches ${options.only}`)
   if (options.list) return console.log(chosen.map(({ title }) => title).join('\n'))
   const { peers, notes } = await prepare(options)
-  report(await runAll(chosen, peers, notes, options), options)
+  const outcome = await runAll(chosen, peers, notes, options)
+  if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
+  console.log(markdown(outcome))
+  if (outcome.scenarios.some(({ failures }) => failures.length > 0)) {
+    fail('some measurements have failed; see the table')
+  }
 }
 
 /** All that has to be there; what is left out, and why, is in `notes`. */
@@ -38,21 +43,19 @@ async function prepare(options) {
   const peers = findPeers(problem ? withGo.filter((name) => !GO_PEERS.includes(name)) : withGo, options)
   if (problem && options.peers) throw new Error(notes[0])
   for (const peer of peers) await tryServer(peer)
-  if (options.driver || options.loops) {
-    notes.push(`This package with ${JSON.stringify({ driver: options.driver, numLoops: options.loops })}.`)
+  const { driver, loops, busyPoll } = options
+  if (driver || loops || busyPoll) {
+    notes.push(`This package with ${JSON.stringify({ driver, numLoops: loops, busyPoll })}.`)
   }
   return { peers, notes }
 }
 
-async function runAll(chosen, peers, notes, { rounds, seconds, warmup }) {
+/** What is done is kept: the files are written anew after each scenario. */
+async function runAll(chosen, peers, notes, { rounds, seconds, warmup, output, append }) {
   const settings = { rounds, seconds, warmup }
-  const outcome = {
-    machine: describeMachine(),
-    settings,
-    peers: peers.map(({ name }) => name),
-    notes,
-    scenarios: [],
-  }
+  const names = peers.map(({ name }) => name)
+  let outcome = { machine: describeMachine(), settings, peers: names, notes, scenarios: [] }
+  if (append) outcome = appended(readResults(output), outcome)
   const total = countMeasurements(chosen, peers, settings)
   const begun = performance.now()
   let done = 0
@@ -62,9 +65,16 @@ async function runAll(chosen, peers, notes, { rounds, seconds, warmup }) {
       const where = `[${done}/${total}, ${left} s left] ${scenario.title}, round ${round + 1}/${rounds}`
       show(`${where}, ${peer}: ${summaryOf(scenario, measured)}`)
     }
-    outcome.scenarios.push(await runScenario(scenario, peers, settings, progress))
+    const measured = await runScenario(scenario, peers, settings, progress)
+    outcome = appended(outcome, { ...outcome, scenarios: [measured] })
+    save(outcome, output)
   }
   return outcome
+}
+
+function readResults(output) {
+  const file = new URL(`${output}.json`, results)
+  return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : undefined
 }
 
 function summaryOf({ kind }, measured) {
@@ -79,19 +89,13 @@ function show(line) {
   process.stderr.write(process.stderr.isTTY ? `\r\x1b[K${line}` : `${line}\n`)
 }
 
-function report(outcome, { output }) {
-  if (process.stderr.isTTY) process.stderr.write('\r\x1b[K')
-  const text = markdown(outcome)
+function save(outcome, output) {
   mkdirSync(results, { recursive: true })
   writeFileSync(new URL(`${output}.json`, results), `${JSON.stringify(outcome, null, 2)}\n`)
-  writeFileSync(new URL(`${output}.md`, results), text)
+  writeFileSync(new URL(`${output}.md`, results), markdown(outcome))
   for (const figure of ['cpu', 'throughput']) {
     const svg = chart(outcome, figure)
     if (svg) writeFileSync(new URL(`${output}-${figure}.svg`, results), svg)
-  }
-  console.log(text)
-  if (outcome.scenarios.some(({ failures }) => failures.length > 0)) {
-    fail('some measurements have failed; see the table')
   }
 }
 

@@ -141,8 +141,8 @@ function relay(size, counts) {
  */
 function burn(size, connections) {
   return {
-    title: `20 µs of work a request, echo ${bytes(size)}, ${plural(connections)}, server on both cores`,
-    group: 'Busy handlers',
+    title: `busy 20 µs, echo ${bytes(size)}, ${plural(connections)}`,
+    group: 'Busy handlers, server on both cores',
     kind: 'load',
     service: 'burn',
     size,
@@ -199,8 +199,8 @@ function fairness(size, connections, firehose) {
 
 function timers(size, connections) {
   return {
-    title: `setTimeout(0) in the server, echo ${bytes(size)}, ${plural(connections)}`,
-    group: 'Timers under load',
+    title: `timers, echo ${bytes(size)}, ${plural(connections)}`,
+    group: 'setTimeout(0) under load',
     kind: 'timers',
     service: 'echo',
     size,

@@ -42,7 +42,7 @@ async function figuresOf(server, load, { javascript }) {
   const inside = await server.ask('end')
   const { requests, seconds, ...client } = JSON.parse(await load.line())
   await load.ended()
-  if (!(requests > 0)) throw new Error('no request was answered')
+  if (!(requests > 0)) throw new Error(`no request was answered in ${seconds} s`)
   const each = (nanoseconds) => nanoseconds / 1000 / requests
   return {
     ...client,

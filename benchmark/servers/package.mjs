@@ -1,5 +1,6 @@
 // This package, or another checkout of it that is measured beside it, configured as the harness wants.
-const { NETPOLL_BENCH_PACKAGE, NETPOLL_BENCH_DRIVER, NETPOLL_BENCH_LOOPS } = process.env
+const { NETPOLL_BENCH_PACKAGE, NETPOLL_BENCH_DRIVER, NETPOLL_BENCH_LOOPS, NETPOLL_BENCH_BUSY_POLL } =
+  process.env
 
 const folder = NETPOLL_BENCH_PACKAGE ?? new URL('../..', import.meta.url).pathname
 
@@ -8,9 +9,10 @@ export const { configure, createEventLoop, createListener, dialConnection } = aw
 )
 export const { ShardQueue } = await import(`${folder}/mux.js`)
 
-if (NETPOLL_BENCH_DRIVER || NETPOLL_BENCH_LOOPS) {
-  configure({
-    ...(NETPOLL_BENCH_DRIVER && { driver: NETPOLL_BENCH_DRIVER }),
-    ...(NETPOLL_BENCH_LOOPS && { numLoops: Number(NETPOLL_BENCH_LOOPS) }),
-  })
+const options = {
+  ...(NETPOLL_BENCH_DRIVER && { driver: NETPOLL_BENCH_DRIVER }),
+  ...(NETPOLL_BENCH_LOOPS && { numLoops: Number(NETPOLL_BENCH_LOOPS) }),
+  ...(NETPOLL_BENCH_BUSY_POLL && { busyPoll: Number(NETPOLL_BENCH_BUSY_POLL) }),
 }
+// Without a word about it the package is measured as it comes.
+if (Object.keys(options).length > 0) configure(options)
