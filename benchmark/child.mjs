@@ -45,6 +45,11 @@ export class Child {
     this.#process.stdin.write(`${line}\n`)
   }
 
+  /** Ends its stdin. */
+  closeInput() {
+    this.#process.stdin.end()
+  }
+
   /** Sends a message and waits for the next one that comes back; undefined if it takes none. */
   async ask(message) {
     if (!this.answersMessages) return undefined

@@ -24,7 +24,8 @@ export function spread(values) {
 }
 
 /**
- * Medians of the figures of a peer, and of their ratios to those of each reference in the same round.
+ * Medians of the figures of a peer, and of their ratios to those of each reference in the same round. A measurement that
+ * has failed has no figures.
  *
  * @param {Record<string, Record<string, number>>[]} rounds by peer, the figures of each round
  * @param {string} peer
@@ -32,20 +33,12 @@ export function spread(values) {
  * @param {string[]} references
  */
 export function summarize(rounds, peer, figures, references) {
-  const own = rounds.filter((round) => measured(round, peer))
-  const all = (values) => Object.fromEntries(figures.map((name) => [name, spread(values(name))]))
-  const summary = all((name) => own.map((round) => round[peer][name]))
+  const all = (value) => Object.fromEntries(figures.map((name) => [name, spread(rounds.map(value(name)))]))
+  const summary = all((name) => (round) => round[peer]?.[name])
   for (const reference of references.filter((name) => name !== peer)) {
-    const shared = own.filter((round) => measured(round, reference))
-    summary[`to_${reference}`] = all((name) =>
-      shared.map((round) => round[peer][name] / round[reference][name]),
-    )
+    summary[`to_${reference}`] = all((name) => (round) => round[peer]?.[name] / round[reference]?.[name])
   }
   return summary
-}
-
-function measured(round, peer) {
-  return round[peer] !== undefined && round[peer].error === undefined
 }
 
 /**
