@@ -196,6 +196,8 @@ pub(crate) struct Output {
     /// Bytes that the kernel held and the peer had not acknowledged when progress was last looked for.
     pub(crate) unacknowledged: u32,
     pub(crate) finish: Finish,
+    /// JavaScript has closed it and waits for no room: what the kernel does not take is dropped.
+    pub(crate) drops: bool,
     /// FIN has been sent, or nothing can be sent any more.
     pub(crate) ended: bool,
     /// The low word of the count of sent bytes that JavaScript waits for.
@@ -227,6 +229,14 @@ impl Output {
             self.blocked_since = Some(now);
         }
         progressed
+    }
+
+    /// Drops what the kernel has no room for, if nobody wants to wait for that.
+    pub(crate) fn drop_blocked(&mut self) {
+        if self.drops && self.is_blocked {
+            self.queue.clear();
+            self.blocked_since = None;
+        }
     }
 
     /// Whether FIN is due.

@@ -298,6 +298,7 @@ impl Io {
     }
 
     fn finish_output(&mut self, operator: &mut Operator) {
+        operator.connection.output.drop_blocked();
         if operator.connection.output.wants_fin() {
             // It fails only when the connection is gone, and then reading tells.
             let _ = sys::shutdown_write(operator.descriptor());

@@ -162,8 +162,10 @@ pub(crate) enum Submission {
     End {
         token: Token,
     },
+    /// `drop`: what the kernel does not take at once is dropped.
     Close {
         token: Token,
+        drop: bool,
     },
     Reset {
         token: Token,
@@ -266,7 +268,7 @@ impl Submission {
             }
             9 => Submission::Option { token, option: SocketOption::decode(first, second, third)? },
             10 => Submission::End { token },
-            11 => Submission::Close { token },
+            11 => Submission::Close { token, drop: first != 0 },
             12 => Submission::Reset { token },
             13 => Submission::Ack { token },
             15 => Submission::Detach { token },

@@ -41,7 +41,7 @@ impl Poll {
             }
             Submission::SendPin { token, pin } => self.send_pin(token, pin),
             Submission::End { token } => self.finish(token, Finish::End),
-            Submission::Close { token } => self.finish(token, Finish::Close),
+            Submission::Close { token, drop } => self.shut(token, drop),
             Submission::Detach { token } => self.detach(token),
             Submission::Info { token } => self.inform(token),
             Submission::WatchDrain { token, target } => self.watch(token, target),
@@ -98,6 +98,12 @@ impl Poll {
         operator.connection.output.finish(finish);
         mark_dirty(&mut self.dirty, operator);
         true
+    }
+
+    fn shut(&mut self, token: Token, drop: bool) -> bool {
+        let Some(operator) = self.operators.get_mut(token) else { return false };
+        operator.connection.output.drops |= drop;
+        self.finish(token, Finish::Close)
     }
 
     fn inform(&mut self, token: Token) -> bool {

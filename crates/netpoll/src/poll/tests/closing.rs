@@ -77,6 +77,36 @@ fn end_waits_for_pending_output() {
 }
 
 #[test]
+fn a_close_that_drops_sends_what_the_kernel_takes_and_waits_for_no_room() {
+    let mut desk = Desk::default();
+    let address = desk.listen();
+    let (peer, book) = desk.connect(&address);
+    desk.write(book, b"last words");
+    desk.put(book, CLOSE, [1, 0, 0]);
+    assert_eq!(desk.until_closed(book), 0, "before the peer has read anything");
+    let (read, end) = desk.peer_reads_to_end(&peer);
+    assert_eq!(read, b"last words");
+    end.unwrap();
+}
+
+#[test]
+fn a_close_that_drops_ends_a_blocked_output_and_one_that_another_close_waits_for() {
+    for first in [None, Some(CLOSE), Some(END)] {
+        let (mut desk, peer, book, bytes) = blocked();
+        if let Some(kind) = first {
+            desk.put(book, kind, [0; 3]);
+            desk.idle();
+            assert_eq!(desk.books[book].closed, None);
+        }
+        desk.put(book, CLOSE, [1, 0, 0]);
+        assert_eq!(desk.until_closed(book), 0, "although the peer reads nothing");
+        let (read, end) = desk.peer_reads_to_end(&peer);
+        assert!(read.len() < bytes.len() && bytes.starts_with(&read));
+        end.unwrap();
+    }
+}
+
+#[test]
 fn close_sends_what_is_pending_and_the_peer_sees_no_rst_although_we_never_read_it() {
     let (mut desk, peer, book, bytes) = blocked();
     desk.put(book, PAUSE, [0; 3]);
