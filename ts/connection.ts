@@ -1,5 +1,6 @@
 import { boolean, callback, milliseconds } from './arguments.js'
 import { Detachment, type Detached } from './detachment.js'
+import { duplexOf, streamed, type ConnectionDuplex } from './duplex.js'
 import { NetpollError } from './errors.js'
 import type { OnClose, OnConnect, OnDisconnect, OnRequest } from './handlers.js'
 import { Inquiries, type ConnectionStatistics } from './inquiry.js'
@@ -117,6 +118,7 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
   setOnRequest(onRequest: OnRequest<Ctx>): void {
     callback(onRequest, 'onRequest')
     this.refuse()
+    if ((this.state & State.STREAMED) !== 0) throw streamed()
     // Otherwise a handler that leaves bytes and sets itself would be called for them forever.
     if (onRequest === this.onRequest && (this.state & State.BUSY) !== 0) return
     this.onRequest = onRequest
@@ -205,10 +207,22 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
    */
   detach(): Promise<Detached> {
     if ((this.state & (State.CLOSING | State.CLOSED)) !== 0) return Promise.reject(this.failure())
+    if ((this.state & State.STREAMED) !== 0) return Promise.reject(streamed())
     const detachment = new Detachment(this.input)
     this.extra().detachment = detachment
     this.shut(Submission.DETACH, 'ERR_NETPOLL_CONN_CLOSED')
     return detachment.promise
+  }
+
+  /**
+   * A Duplex that looks like a net.Socket, for whatever runs on one: http, tls, WebSockets, clients of databases. It
+   * reads the connection from now on: first what is unread, views of which end, and onRequest is called no more. The
+   * other handlers and the close callbacks are. A second call gives the same one. Throws ERR_NETPOLL_INVALID_STATE
+   * while a wait or an iteration is pending.
+   */
+  toDuplex(): ConnectionDuplex {
+    this.refuse()
+    return duplexOf(this as unknown as Connection)
   }
 
   /** What the kernel tells of the connection now. Rejects with the cause when it has ended. */

@@ -1,3 +1,4 @@
+import type { Consumer } from './duplex.js'
 import { NetpollError } from './errors.js'
 import type { Lifecycle } from './lifecycle.js'
 import { foreignBlock } from './memory.js'
@@ -25,6 +26,8 @@ export class Input extends WaitingReader {
   /** What the poll was last told of wantsMore(). */
   private wanted = false
 
+  private consumer: Consumer | null = null
+
   constructor(private readonly connection: Lifecycle) {
     super(connection.poll.memory)
     this.finished = connection.hasEnded()
@@ -42,6 +45,23 @@ export class Input extends WaitingReader {
 
   protected override emptied(): void {
     if (this.finished) this.connection.inputConsumed()
+  }
+
+  /** From now on there are neither waits nor read timeouts; the timer is the consumer's. */
+  giveTo(consumer: Consumer): void {
+    this.endViews()
+    this.isTaken = true
+    this.consumer = consumer
+  }
+
+  override progress(): void {
+    if (this.consumer === null) super.progress()
+    else this.consumer.news()
+  }
+
+  override rejectWait(reason: unknown): void {
+    super.rejectWait(reason)
+    this.consumer?.failed(reason as NetpollError)
   }
 
   /** Bytes ever delivered, modulo 2^32. */
@@ -74,6 +94,7 @@ export class Input extends WaitingReader {
     const consumed = this.consumed !== this.consumedBefore
     this.consumedBefore = this.consumed
     this.endViews()
+    if (this.isTaken) return false
     if (this.unread !== 0) this.compact()
     const { readHighWaterMark } = this.connection.loop.limits
     if (this.unread >= this.mark && !consumed) this.widen()
@@ -85,17 +106,18 @@ export class Input extends WaitingReader {
 
   /** Gives the bytes that a handler has left, or that pause() has held back, the read timeout to see progress. */
   watchRest(): void {
-    if (this.unread === 0 || this.readTimeout === 0) this.stalled = false
+    if (this.unread === 0 || this.readTimeout === 0 || this.isTaken) this.stalled = false
     else if (!this.stalled || this.stalledAt !== this.consumed) {
       this.stalled = true
       this.stalledAt = this.consumed
-      this.armTimer()
+      this.armTimer(this.readTimeout)
     }
   }
 
   /** A read timer has fired; true when it ends the connection. */
   timedOut(sequence: number, busy: boolean): boolean {
     if (sequence !== this.sequence) return false
+    if (this.consumer !== null) return this.consumer.timerFired()
     if (this.wait !== null) {
       this.rejectWait(new NetpollError('ERR_NETPOLL_READ_TIMEOUT'))
       return false
@@ -121,6 +143,12 @@ export class Input extends WaitingReader {
     this.replace(Segment.take(block, 0, size), size)
   }
 
+  /** Also the consumer's: it fires once, and the last one armed holds. */
+  armTimer(ms: number): void {
+    this.sequence = (this.sequence + 1) | 0
+    this.connection.put(Submission.TIMER, Timer.READ, ms, this.sequence)
+  }
+
   protected override get longest(): number {
     return this.connection.loop.limits.maxReadBytes
   }
@@ -136,7 +164,7 @@ export class Input extends WaitingReader {
     if (this.connection.poll.scarce) this.settle()
     if (this.wait === null) return
     this.stalled = false
-    if (this.readTimeout !== 0) this.armTimer()
+    if (this.readTimeout !== 0) this.armTimer(this.readTimeout)
     // A former wait's timer may still run.
     else this.sequence = (this.sequence + 1) | 0
   }
@@ -174,11 +202,6 @@ export class Input extends WaitingReader {
 
   private isWanted(): boolean {
     return this.connection.poll.scarce && this.connection.wantsMore()
-  }
-
-  private armTimer(): void {
-    this.sequence = (this.sequence + 1) | 0
-    this.connection.put(Submission.TIMER, Timer.READ, this.readTimeout, this.sequence)
   }
 
   /** Moves a few unread bytes to a block of the connection. */

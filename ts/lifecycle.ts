@@ -256,7 +256,9 @@ export class Lifecycle<Ctx = unknown> {
   private rest(): void {
     if ((this.state & State.CLOSED) !== 0) return this.finish()
     if ((this.state & State.CLOSING) !== 0) return
-    if (this.loop.stopping) return this.shut(Submission.CLOSE, 'ERR_NETPOLL_CONN_CLOSED')
+    const { stopping } = this.loop
+    if (stopping && this.extras?.duplex) return this.extras.duplex.stop()
+    if (stopping) return this.shut(Submission.CLOSE, 'ERR_NETPOLL_CONN_CLOSED')
     if ((this.state & State.PEER_ENDED) === 0 || !this.inputIsSpent()) return
     if (this.onRequest !== undefined && this.input !== null) this.input.clear()
     if (this.loop.limits.allowHalfOpen || (this.state & (State.ENDED | State.ANSWERED)) !== 0) return
@@ -269,7 +271,7 @@ export class Lifecycle<Ctx = unknown> {
     const { input } = this
     if (input === null) return true
     if (this.onRequest !== undefined) return (this.state & State.NEWS) === 0 || input.unread === 0
-    return input.unread === 0 && input.wait === null && (this.state & State.ITERATING) === 0
+    return input.unread === 0 && input.wait === null && (this.state & State.READ_BY_OTHERS) === 0
   }
 
   /** Calls onConnect or onRequest. */
@@ -365,8 +367,8 @@ export class Lifecycle<Ctx = unknown> {
   // ---- the end
 
   /** @internal Our own end, or a limit's. What the kernel has not taken yet still goes out, except for RESET. */
-  shut(kind: Submission.CLOSE | Submission.RESET | Submission.DETACH, code: ErrorCode): void {
-    this.put(kind, 0, 0, 0)
+  shut(kind: Submission.CLOSE | Submission.RESET | Submission.DETACH, code: ErrorCode, drop = 0): void {
+    this.put(kind, drop, 0, 0)
     this.state |= State.CLOSING | (kind === Submission.RESET ? State.RESET : 0)
     this.ending = code
     if (this.output !== null) this.output.refuse(code)
@@ -388,7 +390,8 @@ export class Lifecycle<Ctx = unknown> {
   /** @internal Past the shutdown's timeout; true when that cuts something. */
   cut(): boolean {
     const pending = this.output !== null && this.output.pending !== 0
-    if ((this.state & State.BUSY) === 0 && !pending) return false
+    // Of a Duplex what it has not given us yet is pending, too.
+    if ((this.state & State.BUSY) === 0 && !pending && !this.extras?.duplex?.writableLength) return false
     if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, 'ERR_NETPOLL_CONN_CLOSED')
     else this.put(Submission.RESET, 0, 0, 0)
     this.state |= State.RESET

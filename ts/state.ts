@@ -32,6 +32,9 @@ export const enum State {
   ITERATING = 1 << 16,
   /** The idle timeout has passed while a handler was running. */
   IDLE_DUE = 1 << 17,
+  /** A Duplex reads it. */
+  STREAMED = 1 << 18,
+  READ_BY_OTHERS = ITERATING | STREAMED,
   /** It is on its way to another poll. */
   MOVING = 1 << 20,
 }

@@ -35,8 +35,8 @@ const OPTIONS = { maxReadBytes: integer(1, MAX_SIZE) }
 
 const MAX_READ = 64 << 20
 
-/** Bytes that toReadable() copies at a time. */
-const COPY = 64 << 10
+/** @internal Bytes that a stream copies out of a Reader at a time. */
+export const COPY = 64 << 10
 
 /**
  * A Reader over a stream, a web ReadableStream, or an iterable. Waits take from the stream what they need, so that no
@@ -319,7 +319,8 @@ class WritableOfWriter extends Writable {
   }
 }
 
-type Callback = (error?: Error | null) => void
+/** @internal */
+export type Callback = (error?: Error | null) => void
 
 type KnownWriter = LinkBuffer | Output | WriterOfStream
 

@@ -21,6 +21,8 @@ export abstract class WaitingReader extends Reader {
   finished = false
   /** @internal */
   wait: Wait | null = null
+  /** @internal Nobody can wait. */
+  isTaken = false
 
   override get ended(): boolean {
     return this.finished
@@ -75,7 +77,7 @@ export abstract class WaitingReader extends Reader {
     signal: AbortSignal | undefined,
   ): Promise<number | void> {
     if (signal?.aborted) return Promise.reject(signal.reason as Error)
-    if (this.wait !== null) {
+    if (this.wait !== null || this.isTaken) {
       return Promise.reject(
         new NetpollError('ERR_NETPOLL_INVALID_STATE', 'Another wait of this Reader is pending'),
       )
