@@ -197,8 +197,8 @@ export class ConnectionDuplex extends Duplex {
   #news(): void {
     const { state } = this.#connection
     if ((state & State.CLOSED) !== 0 && this.#onClosed !== null) this.#onClosed()
-    // Of a connection that is gone, also what the stream does not want to know yet.
-    else if (this.#wanted || (state & State.CLOSED) !== 0) this.#call(this.#pullInScope)
+    // One that is full is not told of the peer's end either, for destroy() would drop what it holds.
+    else if (this.#wanted) this.#call(this.#pullInScope)
   }
 
   #failed(reason: NetpollError): void {
@@ -274,12 +274,17 @@ export class ConnectionDuplex extends Duplex {
 
   #inputEnded(): void {
     const failure = this.#connection.failure()
-    if (failure.code !== 'ERR_NETPOLL_EOF') this.destroy(failure)
-    else if (!this.#ended) {
+    if (failure.code !== 'ERR_NETPOLL_EOF') {
+      this.destroy(failure)
+      return
+    }
+    if (!this.#ended) {
       this.#ended = true
       this.push(null)
       this.read(0)
-    } else if ((this.#connection.state & State.CLOSED) !== 0) this.end()
+    }
+    // It was ended beside the stream, or both sides have ended.
+    if ((this.#connection.state & State.CLOSED) !== 0) this.end()
   }
 
   // ---- writing

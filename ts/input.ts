@@ -49,7 +49,6 @@ export class Input extends WaitingReader {
 
   /** From now on there are neither waits nor read timeouts; the timer is the consumer's. */
   giveTo(consumer: Consumer): void {
-    this.endViews()
     this.isTaken = true
     this.consumer = consumer
   }
@@ -94,7 +93,6 @@ export class Input extends WaitingReader {
     const consumed = this.consumed !== this.consumedBefore
     this.consumedBefore = this.consumed
     this.endViews()
-    if (this.isTaken) return false
     if (this.unread !== 0) this.compact()
     const { readHighWaterMark } = this.connection.loop.limits
     if (this.unread >= this.mark && !consumed) this.widen()
