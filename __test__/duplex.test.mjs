@@ -617,9 +617,9 @@ test('shutdown() cuts a Duplex whose peer does not read when its time is over', 
 test('setTimeout() emits timeout when nothing has happened, once until something does, and closes nothing', async (t) => {
   const { duplex, peer } = await duplexPair(t)
   let count = 0
-  let once = 0
+  let first = 0
   t.is(
-    duplex.setTimeout(20, () => once++),
+    duplex.setTimeout(20, () => first++),
     duplex,
   )
   duplex.on('timeout', () => count++)
@@ -632,8 +632,27 @@ test('setTimeout() emits timeout when nothing has happened, once until something
   await until(() => count === 2)
   duplex.write('y')
   await until(() => count === 3)
-  t.is(once, 1)
+  t.is(first, 1)
   t.false(duplex.destroyed)
+})
+
+test('timeout comes after its time and no later, also when something was sent just before', async (t) => {
+  const { duplex, reader, peer } = await duplexPair(t)
+  const armed = []
+  const { armTimer } = reader
+  reader.armTimer = (ms) => {
+    armed.push(ms)
+    armTimer.call(reader, ms)
+  }
+  duplex.write('x')
+  await take(peer, 1)
+  duplex.setTimeout(100)
+  await once(duplex, 'timeout')
+  t.is(armed[0], 100)
+  t.true(
+    armed.slice(1).every((ms) => ms < 50),
+    String(armed),
+  )
 })
 
 test('timeout does not come while bytes come or go', async (t) => {

@@ -147,6 +147,7 @@ export class ConnectionDuplex extends Duplex {
     }
     if (callback !== undefined) this.once('timeout', callback)
     this.#active = performance.now()
+    this.#sent = this.bytesWritten
     this.#arm(ms)
     return this
   }
@@ -214,8 +215,9 @@ export class ConnectionDuplex extends Duplex {
 
   /** Whether it is time for 'timeout'. */
   #look(timeout: number): void {
-    const { bytesWritten } = this.#connection
-    if (bytesWritten !== this.#sent) this.#active = performance.now()
+    const { bytesWritten } = this
+    // As in net: what the kernel has taken meanwhile is told by nobody as long as more is pending.
+    if (bytesWritten !== this.#sent && this.#output.pending !== 0) this.#active = performance.now()
     this.#sent = bytesWritten
     const left = this.#active + timeout - performance.now()
     if (left > 0) return this.#arm(left)
