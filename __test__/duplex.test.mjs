@@ -59,13 +59,15 @@ function source(size) {
   return { stream: Readable.from(chunks(), { objectMode: false }), digest: () => hash.digest('hex') }
 }
 
+/** Of all that comes. An iteration would destroy the stream at its end, whatever is still to be written. */
 async function digestOf(stream) {
   const hash = createHash('sha256')
   let size = 0
-  for await (const chunk of stream) {
+  stream.on('data', (chunk) => {
     hash.update(chunk)
     size += chunk.length
-  }
+  })
+  await finished(stream, { writable: false })
   return { size, hash: hash.digest('hex') }
 }
 

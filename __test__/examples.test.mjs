@@ -144,6 +144,22 @@ test('the relay joins two clients of a room, both ways, until both have ended', 
   t.is(hash(await buffer(first)), hash(right))
 })
 
+for (const signal of ['SIGINT', 'SIGTERM']) {
+  test(`the HTTP server answers, and ends with code 0 on ${signal}, also with a client connected`, async (t) => {
+    const { child, port } = await serve(t, 'http.mjs')
+    const url = `http://127.0.0.1:${port}/`
+    t.is(await (await fetch(url)).text(), 'Hello 127.0.0.1\n')
+    const body = randomBytes(1024 * 1024)
+    const response = await fetch(url, { method: 'POST', body })
+    t.is(hash(Buffer.from(await response.arrayBuffer())), hash(body))
+    const socket = connect(port, '127.0.0.1')
+    await once(socket, 'connect')
+    child.kill(signal)
+    t.deepEqual(await once(child, 'exit'), [0, null])
+    socket.destroy()
+  })
+}
+
 function frame(body) {
   const bytes = Buffer.from(JSON.stringify(body))
   const head = Buffer.alloc(4)
