@@ -7,7 +7,6 @@ import type { Output } from './output.js'
 import { Submission } from './record.js'
 import { State } from './state.js'
 import { COPY, type Callback } from './streams.js'
-import { BY_REFERENCE } from './writer.js'
 
 /** @internal Who takes all that comes to an Input, in the place of waits and of its read timeout. */
 export interface Consumer {
@@ -26,6 +25,9 @@ interface Chunk {
 }
 
 const NONE: readonly Chunk[] = []
+
+/** Bytes from which on memory is sent where it lies: to hear that it has been costs more than to copy less. */
+const COPY_LIMIT = 32 << 10
 
 /** Units of a string that is written into a block as it is; a longer one becomes a Buffer first. */
 const SHORT_STRING = 4 << 10
@@ -340,8 +342,11 @@ export class ConnectionDuplex extends Duplex {
       }
       const bytes = isText ? Buffer.from(chunk, encoding) : chunk
       const size = Math.min(bytes.length, Math.max(room, 0))
-      if (size >= BY_REFERENCE) this.#lent = true
-      output.writeBinary(bytes.subarray(0, size))
+      if (size < COPY_LIMIT) output.copyIn(bytes.subarray(0, size))
+      else {
+        this.#lent = true
+        output.writeBinary(bytes.subarray(0, size))
+      }
       room -= size
       if (size < bytes.length) return [{ chunk: bytes.subarray(size), encoding }, ...chunks.slice(at + 1)]
     }
