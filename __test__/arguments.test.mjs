@@ -97,6 +97,7 @@ const CONNECTION = {
   pause: (connection) => connection.pause(),
   resume: (connection) => connection.resume(),
   detach: (connection) => connection.detach(),
+  toDuplex: (connection) => connection.toDuplex(),
   stats: (connection) => connection.stats(),
 }
 const nothing = () => undefined

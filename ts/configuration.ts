@@ -80,7 +80,10 @@ export function configure(options: Configuration): void {
   if (options === undefined) throw invalidType('options', 'an object', options)
   checkOptions(options, OPTIONS)
   if (options.driver === 'loop' && !hasLoopDriver()) {
-    throw new NetpollError('ERR_NETPOLL_UNSUPPORTED', "The driver 'loop' needs libuv, which this runtime has not")
+    throw new NetpollError(
+      'ERR_NETPOLL_UNSUPPORTED',
+      "The driver 'loop' needs libuv, which this runtime has not",
+    )
   }
   if (configuration.inUse) {
     throw new NetpollError(

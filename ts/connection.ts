@@ -221,7 +221,6 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
    * while a wait or an iteration is pending.
    */
   toDuplex(): ConnectionDuplex {
-    this.refuse()
     return duplexOf(this as unknown as Connection)
   }
 

@@ -8,16 +8,6 @@ import { Submission } from './record.js'
 import { State } from './state.js'
 import { COPY, type Callback } from './streams.js'
 
-/** @internal Who takes all that comes to an Input, in the place of waits and of its read timeout. */
-export interface Consumer {
-  /** Bytes, the end of the input or that of the connection may be new. */
-  news(): void
-  /** Our own end has come, or that of a limit. */
-  failed(reason: NetpollError): void
-  /** A timer of the Input has fired; false, for it is not the connection's end. */
-  timerFired(): false
-}
-
 /** What a Duplex is given to write. */
 interface Chunk {
   chunk: Buffer | string
@@ -70,14 +60,15 @@ export class ConnectionDuplex extends Duplex {
   constructor(connection: Connection, input: Input) {
     // Without emitClose 'close' comes from here: when the descriptor is closed, and with an argument.
     super({ allowHalfOpen: connection.loop.limits.allowHalfOpen, decodeStrings: false, emitClose: false })
+    duplexes.set(connection, this)
     this.#connection = connection
     this.#input = input
     this.#output = connection.output ?? connection.makeOutput()
-    input.giveTo({
-      news: () => this.#news(),
-      failed: (reason) => this.#failed(reason),
-      timerFired: () => this.#timerFired(),
-    })
+    input.giveTo(
+      () => this.#news(),
+      (reason) => this.#failed(reason as NetpollError),
+      () => this.#timerFired(),
+    )
     // As in net: it sees the peer's end even if nobody reads.
     this.read(0)
   }
@@ -371,14 +362,30 @@ export class ConnectionDuplex extends Duplex {
 
 /** @internal The Duplex of a connection, made at the first call. */
 export function duplexOf(connection: Connection): ConnectionDuplex {
-  const extras = connection.extra()
-  if (extras.duplex !== null) return extras.duplex
+  connection.refuse()
+  const known = duplexes.get(connection)
+  if (known !== undefined) return known
   const input = connection.input ?? connection.makeInput()
   if (input.wait !== null || (connection.state & State.ITERATING) !== 0)
     throw new NetpollError('ERR_NETPOLL_INVALID_STATE', 'A wait or an iteration is pending')
   connection.state |= State.STREAMED
   connection.onRequest = undefined
-  return (extras.duplex = new ConnectionDuplex(connection, input))
+  return new ConnectionDuplex(connection, input)
+}
+
+/** Those whose state is STREAMED. */
+const duplexes = new WeakMap<Connection, ConnectionDuplex>()
+
+/** @internal The loop shuts down and nothing is due: the connection closes, a Duplex when it has sent what it was given. */
+export function shutDown(connection: Connection): void {
+  if ((connection.state & State.STREAMED) !== 0) duplexes.get(connection)!.stop()
+  else connection.shut(Submission.CLOSE, 'ERR_NETPOLL_CONN_CLOSED')
+}
+
+/** @internal Bytes that the kernel has not taken, or that a Duplex has not given us yet. */
+export function hasOutput(connection: Connection): boolean {
+  if (connection.output !== null && connection.output.pending !== 0) return true
+  return (connection.state & State.STREAMED) !== 0 && duplexes.get(connection)!.writableLength !== 0
 }
 
 /** @internal */

@@ -1,5 +1,4 @@
 import type { Detachment } from './detachment.js'
-import type { ConnectionDuplex } from './duplex.js'
 import { NetpollError, systemError } from './errors.js'
 import type { OnClose, OnConnect, OnDisconnect } from './handlers.js'
 import type { Inquiries } from './inquiry.js'
@@ -19,7 +18,6 @@ export class Extras {
   rejected: ((error: unknown) => void) | null = null
   detachment: Detachment | null = null
   inquiries: Inquiries | null = null
-  duplex: ConnectionDuplex | null = null
   transit: Transit | null = null
 
   /** CLOSED has come: what the poll was still asked for does not. `cut`: by our own reset(). */

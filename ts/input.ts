@@ -1,4 +1,3 @@
-import type { Consumer } from './duplex.js'
 import { NetpollError } from './errors.js'
 import type { Lifecycle } from './lifecycle.js'
 import { foreignBlock } from './memory.js'
@@ -26,8 +25,6 @@ export class Input extends WaitingReader {
   /** What the poll was last told of wantsMore(). */
   private wanted = false
 
-  private consumer: Consumer | null = null
-
   constructor(private readonly connection: Lifecycle) {
     super(connection.poll.memory)
     this.finished = connection.hasEnded()
@@ -47,20 +44,15 @@ export class Input extends WaitingReader {
     if (this.finished) this.connection.inputConsumed()
   }
 
-  /** From now on there are neither waits nor read timeouts; the timer is the consumer's. */
-  giveTo(consumer: Consumer): void {
+  /**
+   * A Duplex takes what comes, in the place of waits and of the read timeout: it is told of news, of our own end or that
+   * of a limit, and of its timer. No other Input is ever asked whether there is one.
+   */
+  giveTo(news: () => void, failed: (reason: unknown) => void, timerFired: () => false): void {
     this.isTaken = true
-    this.consumer = consumer
-  }
-
-  override progress(): void {
-    if (this.consumer === null) super.progress()
-    else this.consumer.news()
-  }
-
-  override rejectWait(reason: unknown): void {
-    super.rejectWait(reason)
-    this.consumer?.failed(reason as NetpollError)
+    this.progress = news
+    this.rejectWait = failed
+    this.timedOut = timerFired
   }
 
   /** Bytes ever delivered, modulo 2^32. */
@@ -115,7 +107,6 @@ export class Input extends WaitingReader {
   /** A read timer has fired; true when it ends the connection. */
   timedOut(sequence: number, busy: boolean): boolean {
     if (sequence !== this.sequence) return false
-    if (this.consumer !== null) return this.consumer.timerFired()
     if (this.wait !== null) {
       this.rejectWait(new NetpollError('ERR_NETPOLL_READ_TIMEOUT'))
       return false

@@ -1,5 +1,6 @@
 import { AsyncResource } from 'node:async_hooks'
 import type { Connection } from './connection.js'
+import { hasOutput, shutDown } from './duplex.js'
 import { causeCode, isConnectionEnd, NetpollError, systemError, uncaught, type ErrorCode } from './errors.js'
 import { Extras } from './extras.js'
 import { callConnect, callPrepare, callRequest, isThenable } from './handlers.js'
@@ -256,9 +257,7 @@ export class Lifecycle<Ctx = unknown> {
   private rest(): void {
     if ((this.state & State.CLOSED) !== 0) return this.finish()
     if ((this.state & State.CLOSING) !== 0) return
-    const { stopping } = this.loop
-    if (stopping && this.extras?.duplex) return this.extras.duplex.stop()
-    if (stopping) return this.shut(Submission.CLOSE, 'ERR_NETPOLL_CONN_CLOSED')
+    if (this.loop.stopping) return shutDown(this.self)
     if ((this.state & State.PEER_ENDED) === 0 || !this.inputIsSpent()) return
     if (this.onRequest !== undefined && this.input !== null) this.input.clear()
     if (this.loop.limits.allowHalfOpen || (this.state & (State.ENDED | State.ANSWERED)) !== 0) return
@@ -268,10 +267,10 @@ export class Lifecycle<Ctx = unknown> {
 
   /** After the peer's FIN: nobody will want what is unread. */
   private inputIsSpent(): boolean {
-    const { input } = this
+    const { input, state } = this
     if (input === null) return true
-    if (this.onRequest !== undefined) return (this.state & State.NEWS) === 0 || input.unread === 0
-    return input.unread === 0 && input.wait === null && (this.state & State.READ_BY_OTHERS) === 0
+    if (this.onRequest !== undefined) return (state & State.NEWS) === 0 || input.unread === 0
+    return input.unread === 0 && input.wait === null && (state & (State.ITERATING | State.STREAMED)) === 0
   }
 
   /** Calls onConnect or onRequest. */
@@ -389,9 +388,7 @@ export class Lifecycle<Ctx = unknown> {
 
   /** @internal Past the shutdown's timeout; true when that cuts something. */
   cut(): boolean {
-    const pending = this.output !== null && this.output.pending !== 0
-    // Of a Duplex what it has not given us yet is pending, too.
-    if ((this.state & State.BUSY) === 0 && !pending && !this.extras?.duplex?.writableLength) return false
+    if ((this.state & State.BUSY) === 0 && !hasOutput(this.self)) return false
     if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, 'ERR_NETPOLL_CONN_CLOSED')
     else this.put(Submission.RESET, 0, 0, 0)
     this.state |= State.RESET
@@ -486,9 +483,8 @@ export class Lifecycle<Ctx = unknown> {
   private idledOut(): void {
     const undelivered =
       this.poll.low(this.slot, Status.READ) !== (this.input === null ? 0 : this.input.received)
-    const pending = this.output !== null && this.output.pending !== 0
     if ((this.state & State.BUSY) !== 0) this.state |= State.IDLE_DUE
-    else if (undelivered || pending) this.armIdle()
+    else if (undelivered || hasOutput(this.self)) this.armIdle()
     else this.failed('ERR_NETPOLL_IDLE_TIMEOUT')
   }
 

@@ -34,7 +34,6 @@ export const enum State {
   IDLE_DUE = 1 << 17,
   /** A Duplex reads it. */
   STREAMED = 1 << 18,
-  READ_BY_OTHERS = ITERATING | STREAMED,
   /** It is on its way to another poll. */
   MOVING = 1 << 20,
 }

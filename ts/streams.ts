@@ -319,7 +319,7 @@ class WritableOfWriter extends Writable {
   }
 }
 
-/** @internal */
+/** Of what a stream has been asked for. */
 export type Callback = (error?: Error | null) => void
 
 type KnownWriter = LinkBuffer | Output | WriterOfStream
