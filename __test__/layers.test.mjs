@@ -25,7 +25,9 @@ test('the core knows nothing of Node', (t) => {
 })
 
 test('in the core only those who wait read a clock, all others are told the time', (t) => {
-  const waiting = ['loop_driver', 'poll_manager', 'thread_driver'].map((name) => `crates/netpoll/src/${name}.rs`)
+  const waiting = ['loop_driver', 'poll_manager', 'thread_driver'].map(
+    (name) => `crates/netpoll/src/${name}.rs`,
+  )
   t.deepEqual(using(core, /\bInstant::now\b|\bSystemTime\b/).toSorted(), waiting)
 })
 
