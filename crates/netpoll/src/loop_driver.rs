@@ -102,3 +102,187 @@ fn take_turn(drive: &Drive, driven: &mut Driven, budget: Budget) -> LoopTurn {
     }
     LoopTurn::Wait { next_deadline: turn.next_deadline, busy_until }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::net::TcpStream;
+    use std::sync::atomic::{AtomicU32, AtomicUsize};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::block::BlockTable;
+    use crate::border::{Border, Doorbell};
+    use crate::connection::Limits;
+    use crate::driver::{Driver, Driving};
+    use crate::listener::ListenOptions;
+    use crate::pin::PinTable;
+    use crate::poll_manager::PollManager;
+    use crate::server::Server;
+
+    const DIED: usize = 2;
+    const ON_LOOP: usize = 5;
+    const WORDS: usize = 64 + 2 * 8 * 8 + 8 * 24;
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// A poll for the loop, which is the test's own thread.
+    struct Driven {
+        words: &'static [AtomicU32],
+        rings: Arc<AtomicUsize>,
+        manager: PollManager,
+        driver: LoopDriver,
+        port: u16,
+    }
+
+    impl Driven {
+        fn start(driver: Driver) -> Driven {
+            let words: &'static [AtomicU32] = Box::leak((0..WORDS).map(|_| AtomicU32::new(0)).collect());
+            let rings = Arc::new(AtomicUsize::new(0));
+            let rung = rings.clone();
+            let ring = move || {
+                rung.fetch_add(1, Ordering::SeqCst);
+            };
+            let doorbell = Doorbell::new(Box::leak(Box::new(AtomicU32::new(0))), Arc::new(ring));
+            let driving = Driving { driver, busy_poll: Duration::ZERO };
+            let borders = [Border::new(words, 8, 8).unwrap()];
+            let manager =
+                PollManager::start(&borders, &doorbell, &BlockTable::new(8 << 20), &PinTable::new(), driving)
+                    .unwrap();
+            let options = ListenOptions {
+                backlog: 8,
+                reuse_port: false,
+                ipv6_only: false,
+                no_delay: true,
+                keep_alive: false,
+                recv_buffer: None,
+                send_buffer: None,
+                unlink: false,
+            };
+            let listening = manager.listen("tcp", "127.0.0.1:0", &options).unwrap();
+            let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
+            manager.serve(listening.id, &Arc::new(Server::new(0, limits, 0, true))).unwrap();
+            let driver = manager.loop_driver(0).unwrap();
+            Driven { words, rings, manager, driver, port: listening.endpoint.port }
+        }
+
+        fn connect(&self) -> TcpStream {
+            let client = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            client
+        }
+
+        fn connections(&self) -> u64 {
+            self.manager.stats()[0].connections
+        }
+
+        fn word(&self, word: usize) -> u32 {
+            self.words[word].load(Ordering::Acquire)
+        }
+
+        fn until(&self, what: &str, condition: impl Fn(&Driven) -> bool) {
+            let start = Instant::now();
+            while !condition(self) {
+                assert!(start.elapsed() < PATIENCE, "it did not happen that {what}");
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_happens_before_the_loop_takes_a_turn_and_then_all_that_has_come() {
+        let driven = Driven::start(Driver::Loop);
+        let _client = driven.connect();
+        assert!(driven.driver.is_at_helm());
+        assert_eq!((driven.connections(), driven.word(ON_LOOP)), (0, 1));
+        driven.until("it is accepted", |driven| {
+            assert!(!matches!(
+                driven.driver.turn(Occasion::Event),
+                None | Some(LoopTurn::Leave | LoopTurn::Fail)
+            ));
+            driven.connections() == 1
+        });
+    }
+
+    #[test]
+    fn a_turn_for_records_does_not_look_at_what_has_come() {
+        let driven = Driven::start(Driver::Loop);
+        // The command to serve.
+        driven.driver.turn(Occasion::Event);
+        let _client = driven.connect();
+        for _ in 0..100 {
+            driven.driver.turn(Occasion::Records);
+        }
+        assert_eq!(driven.connections(), 0);
+    }
+
+    #[test]
+    fn when_the_loop_stops_its_poll_the_connections_are_closed_and_no_thread_is_needed() {
+        let driven = Driven::start(Driver::Loop);
+        let mut client = driven.connect();
+        driven.until("it is accepted", |driven| {
+            driven.driver.turn(Occasion::Event);
+            driven.connections() == 1
+        });
+        assert!(driven.manager.stop(Duration::ZERO));
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        assert_eq!(driven.driver.turn(Occasion::Event), None);
+        assert!(!driven.driver.is_at_helm());
+        assert_eq!(driven.word(DIED), 0);
+    }
+
+    #[test]
+    fn a_poll_goes_to_its_thread_and_back_and_is_stopped_wherever_it_is() {
+        for flips in 0..4 {
+            let driven = Driven::start(Driver::Adaptive);
+            let mut client = driven.connect();
+            driven.until("it is accepted", |driven| {
+                driven.driver.turn(Occasion::Event);
+                driven.connections() == 1
+            });
+            for flip in 0..flips {
+                driven.manager.flip(0);
+                if flip % 2 == 0 {
+                    assert_eq!(driven.driver.turn(Occasion::Event), Some(LoopTurn::Leave));
+                    assert!(driven.manager.hand_over(0));
+                    assert_eq!(driven.driver.turn(Occasion::Event), None);
+                    assert_eq!(driven.word(ON_LOOP), 0);
+                } else {
+                    let rings = driven.rings.load(Ordering::SeqCst);
+                    driven.until("the loop has it", |driven| driven.driver.is_at_helm());
+                    driven.until("it is told", |driven| driven.rings.load(Ordering::SeqCst) > rings);
+                }
+            }
+            assert_eq!(driven.manager.stats()[0].flips, flips);
+            driven.manager.join();
+            assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn a_poll_that_panics_on_the_loop_is_ended_and_told_of_like_one_that_panics_on_its_thread() {
+        let driven = Driven::start(Driver::Loop);
+        let mut client = driven.connect();
+        driven.until("it is accepted", |driven| {
+            driven.driver.turn(Occasion::Event);
+            driven.connections() == 1
+        });
+        driven.manager.crash(0);
+        assert_eq!(driven.driver.turn(Occasion::Event), Some(LoopTurn::Fail));
+        driven.driver.fail();
+        assert_eq!(driven.word(DIED), 1);
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        assert_eq!(driven.driver.turn(Occasion::Event), None);
+    }
+
+    #[test]
+    fn what_javascript_has_put_since_the_turn_began_makes_the_next_one_due() {
+        const SUBMISSION_TAIL: usize = 32;
+        let driven = Driven::start(Driver::Loop);
+        assert!(matches!(driven.driver.turn(Occasion::Event), Some(LoopTurn::Wait { .. })));
+        let end = driven.driver.drive.helm.steer(Side::Loop, |held| {
+            driven.words[SUBMISSION_TAIL].store(1, Ordering::Release);
+            held.poll.is_awaited()
+        });
+        assert_eq!(end, Some(true));
+    }
+}
