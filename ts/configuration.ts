@@ -19,7 +19,7 @@ export interface Configuration {
    * docs/architecture.md. Default: a quarter of the memory of the cgroup or the machine; 16 MiB at least.
    */
   maxMemory?: number
-  /** Polls, each a thread of its own that does the I/O of its connections; 1 to 64. Default: NETPOLL_NUM_LOOPS, or 1. */
+  /** Polls, each of which does the I/O of its connections; 1 to 64. Default: NETPOLL_NUM_LOOPS, or 1. */
   numLoops?: number
   /** Which poll a new connection comes to. Default: `'round-robin'`. */
   loadBalance?: LoadBalance
