@@ -168,7 +168,7 @@ test('how far a poll has come that is to end has the same numbers', (t) => {
     Object.fromEntries(Object.entries(retired).map(([name, number]) => [upper(name), number])),
   )
   t.true(prose.includes(`${enums.Retired.EMPTY} = it has no connections any more`))
-  t.true(prose.includes(`${enums.Retired.ENDED} = its thread has ended`))
+  t.true(prose.includes(`${enums.Retired.ENDED} = it has ended`))
 })
 
 test('every enum of ts/record.ts is compared', (t) => {
