@@ -3,7 +3,7 @@
 /* oxlint-disable unicorn/require-post-message-target-origin -- windows have one, workers have none */
 
 import { once } from 'node:events'
-import { readdirSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { setImmediate } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import test from 'ava'
@@ -143,4 +143,22 @@ test.serial('a process whose worker throws unheard ends with code 1', async (t) 
   `)
   t.deepEqual([code, signal], [1, null])
   t.regex(stderr, /on purpose/)
+})
+
+test.serial('the memory of workers that have ended is unmapped', async (t) => {
+  const mapped = () => Number(/^VmSize:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]) / 1024
+  const few = async (count) => {
+    for (let i = 0; i < count; i++) {
+      const { worker, port } = await echoWorker()
+      const socket = await connect(port)
+      await echoes(t, socket, 'hello')
+      socket.destroy()
+      await worker.terminate()
+    }
+    return mapped()
+  }
+  const before = await few(4)
+  const growth = (await few(16)) - before
+  // A worker's blocks alone are 4 MiB and more.
+  t.true(growth < 48, `${growth} MiB`)
 })

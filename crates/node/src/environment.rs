@@ -95,7 +95,7 @@ impl Environment {
         env.add_env_cleanup_hook(manager.clone(), move |manager| {
             // Release: pairs with the Acquire of a ring that is still under way.
             stop.store(1, Ordering::Release);
-            loop_driver.inspect(|driver| driver.leave_all());
+            loop_driver.inspect(|driver| driver.close());
             manager.join();
             bell.close();
         })?;

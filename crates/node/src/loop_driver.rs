@@ -18,11 +18,12 @@ use crate::doorbell::Bell;
 use crate::status::check;
 use crate::uv::{data_of, Attention};
 
-/// The seats of an environment's polls on its loop. Never freed, as its bell: libuv knows where they are.
+/// The seats of an environment's polls on its loop. Never freed, as its bell: libuv knows where they are. But what they
+/// refer to is, when the environment ends.
 pub(crate) struct LoopDriver {
     uv_loop: *mut c_void,
     bell: &'static Bell,
-    manager: Arc<PollManager>,
+    manager: RefCell<Option<Arc<PollManager>>>,
     /// By the polls' numbers.
     seats: RefCell<Vec<&'static Seat>>,
 }
@@ -39,7 +40,7 @@ struct Seat {
     owner: &'static LoopDriver,
     /// The poll is the loop's.
     attention: RefCell<Option<Attention>>,
-    core: RefCell<netpoll::LoopDriver>,
+    core: RefCell<Option<netpoll::LoopDriver>>,
     /// When the timer fires. It may be too early, but never too late.
     armed: Cell<Option<Instant>>,
     /// Why the loop does not sleep.
@@ -74,7 +75,7 @@ impl LoopDriver {
         let driver: &'static LoopDriver = Box::leak(Box::new(LoopDriver {
             uv_loop: uv_loop.cast(),
             bell,
-            manager,
+            manager: RefCell::new(Some(manager)),
             seats: RefCell::default(),
         }));
         bell.on_summons(|| driver.attend_all());
@@ -83,17 +84,17 @@ impl LoopDriver {
 
     /// A poll has been started.
     pub(crate) fn seat(&'static self, poll: usize) {
-        let Some(core) = self.manager.loop_driver(poll) else { return };
+        let Some(core) = self.manager().and_then(|manager| manager.loop_driver(poll)) else { return };
         let known = self.seats.borrow().get(poll).copied();
         match known {
             Some(seat) => {
-                seat.core.replace(core);
+                seat.core.replace(Some(core));
             }
             None => self.seats.borrow_mut().push(Box::leak(Box::new(Seat {
                 poll,
                 owner: self,
                 attention: RefCell::default(),
-                core: RefCell::new(core),
+                core: RefCell::new(Some(core)),
                 armed: Cell::default(),
                 awake: Cell::new(Awake::No),
             }))),
@@ -131,6 +132,23 @@ impl LoopDriver {
         self.seats.borrow().iter().for_each(|seat| seat.leave());
     }
 
+    /// The environment ends: what is left of it here keeps no memory.
+    pub(crate) fn close(&self) {
+        self.leave_all();
+        for seat in self.seats.borrow().iter() {
+            seat.core.take();
+        }
+        self.manager.take();
+    }
+
+    fn manager(&self) -> Option<Arc<PollManager>> {
+        self.manager.borrow().clone()
+    }
+
+    fn hand_over(&self, poll: usize) -> bool {
+        self.manager().is_some_and(|manager| manager.hand_over(poll))
+    }
+
     fn get(&self, poll: usize) -> Option<&'static Seat> {
         self.seats.borrow().get(poll).copied()
     }
@@ -142,8 +160,8 @@ impl Seat {
     }
 
     fn attend(&'static self) {
-        let core = self.core.borrow().clone();
-        if self.attends() || !core.is_at_helm() {
+        let Some(core) = self.core.borrow().clone().filter(netpoll::LoopDriver::is_at_helm) else { return };
+        if self.attends() {
             return;
         }
         let data = ptr::from_ref(self).cast_mut().cast();
@@ -152,7 +170,7 @@ impl Seat {
         let opened = unsafe { Attention::open(self.owner.uv_loop, core.descriptor(), readable, data) };
         if opened.is_none() {
             core.give_up();
-            self.owner.manager.hand_over(self.poll);
+            self.owner.hand_over(self.poll);
             return;
         }
         self.attention.replace(opened);
@@ -164,8 +182,8 @@ impl Seat {
 
     /// False when the poll is not the loop's any more.
     fn take_turn(&'static self, occasion: Occasion) -> bool {
-        let turn = self.core.borrow().turn(occasion);
-        match turn {
+        let Some(core) = self.core.borrow().clone() else { return false };
+        match core.turn(occasion) {
             Some(LoopTurn::Wait { next_deadline, busy_until }) => {
                 self.stay_awake(busy_until.map_or(Awake::No, Awake::Expecting));
                 next_deadline.inspect(|at| self.arm(*at));
@@ -173,13 +191,13 @@ impl Seat {
             Some(LoopTurn::Again) => self.stay_awake(Awake::Unfinished),
             Some(LoopTurn::Leave) => {
                 self.leave();
-                if !self.owner.manager.hand_over(self.poll) {
+                if !self.owner.hand_over(self.poll) {
                     self.attend();
                 }
             }
             Some(LoopTurn::Fail) => {
                 self.leave();
-                self.core.borrow().fail();
+                core.fail();
             }
             None => return false,
         }
@@ -228,7 +246,7 @@ impl Seat {
                 self.take_turn(Occasion::Event);
             }
             Awake::Expecting(until) if Instant::now() >= until => {
-                self.core.borrow().rest();
+                self.core.borrow().as_ref().inspect(|core| core.rest());
                 self.stay_awake(Awake::No);
             }
             Awake::Expecting(_) | Awake::No => {}
