@@ -146,7 +146,8 @@ test.serial('a process whose worker throws unheard ends with code 1', async (t) 
 })
 
 test.serial('the memory of workers that have ended is unmapped', async (t) => {
-  const mapped = () => Number(/^VmSize:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]) / 1024
+  const mapped = () =>
+    Number(/^VmSize:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]) / 1024
   const few = async (count) => {
     for (let i = 0; i < count; i++) {
       const { worker, port } = await echoWorker()
