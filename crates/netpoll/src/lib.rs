@@ -60,7 +60,7 @@ pub use dialer::DialOptions;
 pub use driver::{Driver, Driving};
 pub use inbox::LoadBalance;
 pub use listener::{ListenError, ListenOptions};
-pub use loop_driver::{LoopDriver, LoopTurn, Occasion};
+pub use loop_driver::{Look, LoopDriver, LoopTurn, Occasion};
 pub use pin::PinTable;
 pub use poll_manager::{Dialing, Listening, PollManager};
 pub use server::Server;

@@ -4,7 +4,7 @@ use std::os::fd::RawFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::driver::{Drive, Driven};
 use crate::helm::Side;
@@ -33,6 +33,20 @@ pub enum LoopTurn {
     /// It lets go of the descriptor, and ends the poll, which can not go on.
     Fail,
 }
+
+/// What came of looking for work.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// A turn is due.
+    Found,
+    /// The loop should look at its other work, and come back.
+    Again,
+    /// The time is over; it sleeps.
+    Over,
+}
+
+/// A round of the loop costs more than a look, and leaves garbage behind. But its other work must not wait for long.
+const LOOKING: Duration = Duration::from_micros(10);
 
 /// What brings a turn about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,9 +85,9 @@ impl LoopDriver {
         })
     }
 
-    /// Nothing has come until the end of the time in which the loop did not sleep.
-    pub fn rest(&self) {
-        self.drive.helm.steer(Side::Loop, |driven| driven.busy.expire());
+    /// Looks for work, instead of sleeping, for a part of the time until `busy_until`.
+    pub fn look(&self, busy_until: Instant) -> Look {
+        self.drive.helm.steer(Side::Loop, |driven| look(driven, busy_until)).unwrap_or(Look::Found)
     }
 
     /// The loop can not look after the poll: its thread does from now on, for good.
@@ -103,12 +117,28 @@ fn take_turn(drive: &Drive, driven: &mut Driven, budget: Budget) -> LoopTurn {
     LoopTurn::Wait { next_deadline: turn.next_deadline, busy_until }
 }
 
+fn look(driven: &mut Driven, busy_until: Instant) -> Look {
+    let mut now = Instant::now();
+    let end = busy_until.min(now + LOOKING);
+    while now < end {
+        // An error is for the turn to meet.
+        if driven.poll.look().unwrap_or(true) {
+            return Look::Found;
+        }
+        now = Instant::now();
+    }
+    if now < busy_until {
+        return Look::Again;
+    }
+    driven.busy.expire();
+    Look::Over
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
     use std::net::TcpStream;
     use std::sync::atomic::{AtomicU32, AtomicUsize};
-    use std::time::Duration;
 
     use super::*;
     use crate::block::BlockTable;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use napi::{sys, Result};
-use netpoll::{LoopTurn, Occasion, PollManager};
+use netpoll::{Look, LoopTurn, Occasion, PollManager};
 
 use crate::doorbell::Bell;
 use crate::status::check;
@@ -245,11 +245,17 @@ impl Seat {
             Awake::Unfinished => {
                 self.take_turn(Occasion::Event);
             }
-            Awake::Expecting(until) if Instant::now() >= until => {
-                self.core.borrow().as_ref().inspect(|core| core.rest());
-                self.stay_awake(Awake::No);
+            Awake::Expecting(until) => {
+                let Some(core) = self.core.borrow().clone() else { return };
+                match core.look(until) {
+                    Look::Found => {
+                        self.take_turn(Occasion::Event);
+                    }
+                    Look::Again => {}
+                    Look::Over => self.stay_awake(Awake::No),
+                }
             }
-            Awake::Expecting(_) | Awake::No => {}
+            Awake::No => {}
         }
     }
 }
