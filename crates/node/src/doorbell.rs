@@ -10,14 +10,19 @@ use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::OnceLock;
 use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
 use napi::{sys, Result};
 
 use crate::status::check;
 use crate::uv::{data_of, Async};
 
-/// Drains in one callback: then the loop's other work has its turn.
+/// Drains in answer to one turn: what they come to again is for the next callback.
 const DRAINS: u32 = 4;
+
+/// How long the loop's other work waits while one poll finds more each time that it looks: a round of the loop costs
+/// as much as a small request.
+const PATIENCE: Duration = Duration::from_micros(50);
 
 /// The bell of an environment. It does not keep the process alive unless `refer`red. It is never freed: a ring
 /// may be under way until the process has ended.
@@ -109,26 +114,43 @@ impl Bell {
         self.summoned.get_or_init(|| Box::new(summoned));
     }
 
-    /// Runs what may ring, in a callback of the loop, and drains then if it has.
+    /// Runs what may ring, in a callback of the loop, and drains then if it has; again and again while `act` says so, for
+    /// as long as the loop's other work may wait.
     ///
     /// # Safety
     /// On the environment's thread, called by its loop.
-    pub(crate) unsafe fn attend(&self, act: impl FnOnce()) {
+    pub(crate) unsafe fn attend(&self, mut act: impl FnMut() -> bool) {
         if self.is_stopped() {
             return;
         }
+        let end = Instant::now() + PATIENCE;
         self.attends.store(true, Ordering::Relaxed);
-        act();
+        while act() {
+            // SAFETY: the caller's promise.
+            unsafe { self.answer() };
+            if self.is_stopped() || Instant::now() >= end {
+                break;
+            }
+        }
+        // SAFETY: as above.
+        unsafe { self.answer() };
+        self.attends.store(false, Ordering::Relaxed);
+        if self.is_rung.swap(false, Ordering::Relaxed) {
+            self.send();
+        }
+    }
+
+    /// Drains what has been rung for.
+    ///
+    /// # Safety
+    /// As `attend`.
+    unsafe fn answer(&self) {
         for _ in 0..DRAINS {
             if !self.is_rung.swap(false, Ordering::Relaxed) {
                 break;
             }
             // SAFETY: the caller's promise.
             unsafe { self.drain() };
-        }
-        self.attends.store(false, Ordering::Relaxed);
-        if self.is_rung.swap(false, Ordering::Relaxed) {
-            self.send();
         }
     }
 
@@ -256,6 +278,7 @@ unsafe extern "C" fn woken(handle: *mut c_void) {
         bell.attend(|| {
             bell.summoned.get().inspect(|summoned| summoned());
             bell.ring();
+            false
         });
     }
 }

@@ -240,33 +240,29 @@ impl Seat {
         self.armed.set(Some(now + Duration::from_millis(milliseconds)));
     }
 
-    fn next_round(&'static self) {
+    /// What there is to do without being told to. False when there is nothing now.
+    fn go_on(&'static self) -> bool {
         match self.awake.get() {
-            Awake::Unfinished => {
-                self.take_turn(Occasion::Event);
-            }
+            Awake::Unfinished => self.take_turn(Occasion::Event),
             Awake::Expecting(until) => {
-                let Some(core) = self.core.borrow().clone() else { return };
+                let Some(core) = self.core.borrow().clone() else { return false };
                 match core.look(until) {
-                    Look::Found => {
-                        self.take_turn(Occasion::Event);
+                    Look::Found => self.take_turn(Occasion::Event),
+                    Look::Again => false,
+                    Look::Over => {
+                        self.stay_awake(Awake::No);
+                        false
                     }
-                    Look::Again => {}
-                    Look::Over => self.stay_awake(Awake::No),
                 }
             }
-            Awake::No => {}
+            Awake::No => false,
         }
     }
 }
 
 unsafe extern "C" fn readable(handle: *mut c_void, _status: c_int, _events: c_int) {
     // SAFETY: libuv calls this on the environment's thread.
-    unsafe {
-        attend(handle, |seat| {
-            seat.take_turn(Occasion::Event);
-        })
-    };
+    unsafe { attend(handle, |seat| seat.take_turn(Occasion::Event)) };
 }
 
 unsafe extern "C" fn due(handle: *mut c_void) {
@@ -274,22 +270,25 @@ unsafe extern "C" fn due(handle: *mut c_void) {
     unsafe {
         attend(handle, |seat| {
             seat.armed.set(None);
-            seat.take_turn(Occasion::Event);
+            seat.take_turn(Occasion::Event)
         })
     };
 }
 
 unsafe extern "C" fn round(handle: *mut c_void) {
     // SAFETY: libuv calls this on the environment's thread.
-    unsafe { attend(handle, Seat::next_round) };
+    unsafe { attend(handle, Seat::go_on) };
 }
 
+/// Lets the seat go on after it has begun with `act`, until there is nothing to do.
+///
 /// # Safety
 /// On the environment's thread, called by its loop, with a handle of a seat's attention.
-unsafe fn attend(handle: *mut c_void, act: impl FnOnce(&'static Seat)) {
+unsafe fn attend(handle: *mut c_void, act: impl FnOnce(&'static Seat) -> bool) {
     // SAFETY: a seat is never freed; the rest the caller promises.
     unsafe {
         let seat = &*data_of(handle).cast::<Seat>();
-        seat.owner.bell.attend(|| act(seat));
+        let mut first = Some(act);
+        seat.owner.bell.attend(|| first.take().map_or_else(|| seat.go_on(), |act| act(seat)));
     }
 }
