@@ -1,4 +1,4 @@
-// A hundred thousand connections that come, ask once, and go.
+// A hundred thousand connections that come, say something, and go.
 
 import { spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url'
 import test from 'ava'
 import { stats } from '../index.js'
 import { descriptors, serve, settled, until } from './fixtures/peer.mjs'
+import { run } from './fixtures/program.mjs'
 
 const root = fileURLToPath(new URL('..', import.meta.url))
 const load = `${process.env.CARGO_TARGET_DIR ?? `${root}target`}/release/netpoll-load`
@@ -68,4 +69,59 @@ test(`${CYCLES} connect, request, close cycles leak no descriptor, no block and 
   t.true(stats().blocksOut <= before.blocks, `${stats().blocksOut} blocks`)
   t.is(stats().connections, 0)
   t.true(process.memoryUsage.rss() - memory < 32 * 1024 * 1024, 'memory does not grow with the cycles')
+})
+
+test(`${CYCLES} connections that end at once skip no callback and lose no byte on four polls`, async (t) => {
+  const size = 100
+  const visits = ['visit', '--count', `${CYCLES}`, '--size', `${size}`]
+  // In a process of its own, for how many polls there are is the environment's.
+  const { code, stdout, stderr } = await run(`
+    import { spawn } from 'node:child_process'
+    import { setNumLoops, stats } from '${root}index.js'
+    await setNumLoops(4)
+    const lives = {}
+    const polls = new Set()
+    let prepared = 0
+    let closed = 0
+    let serials = 0
+    const { port, stop } = serve(
+      ({ reader, context }) => {
+        if (context.bytes === 0) serials += reader.peek(4).readUInt32BE()
+        context.bytes += reader.length
+        reader.skip(reader.length)
+        if (context.life.at(-1) !== 'request') context.life.push('request')
+      },
+      {
+        onPrepare(connection) {
+          prepared++
+          polls.add(connection.poll.index)
+          connection.addCloseCallback(({ context }) => {
+            const life = [...context.life, 'close', context.bytes].join(' ')
+            lives[life] = (lives[life] ?? 0) + 1
+            closed++
+          })
+          return { life: ['prepare'], bytes: 0 }
+        },
+        onConnect(connection, { life }) {
+          const connect = () => void life.push('connect')
+          // Every third one takes its time.
+          return prepared % 3 === 0 ? new Promise(setImmediate).then(connect) : connect()
+        },
+        onDisconnect: (connection, { life }) => void life.push('disconnect'),
+      },
+    )
+    const load = spawn('${load}', [...${JSON.stringify(visits)}, '--port', String(port)], { stdio: 'inherit' })
+    const [code] = await once(load, 'close')
+    await until(() => closed === ${CYCLES}, 'all have come and gone')
+    await stop()
+    console.log(JSON.stringify({ code, lives, serials, polls: polls.size, open: stats().connections }))
+  `)
+  t.is(code, 0, stderr)
+  t.deepEqual(JSON.parse(stdout), {
+    code: 0,
+    lives: { [`prepare connect request disconnect close ${size}`]: CYCLES },
+    serials: (CYCLES * (CYCLES - 1)) / 2,
+    polls: 4,
+    open: 0,
+  })
 })

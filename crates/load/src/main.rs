@@ -1,7 +1,7 @@
 //! Load generator and plain epoll floor for the benchmarks.
 //!
 //! `floor` is the least that a server has to do: what it costs is the kernel's share. `run` and `churn` put a
-//! server under load and check every answer; `idle` holds connections open. One thread each, so that server
+//! server under load and check every answer; `idle` holds connections open, `visit` hardly opens them. One thread each, so that server
 //! and load can be pinned to one core each.
 
 mod arguments;
@@ -17,6 +17,7 @@ mod pace;
 mod relay;
 mod service;
 mod sys;
+mod visits;
 
 use std::io;
 use std::process::ExitCode;
@@ -36,7 +37,9 @@ const USAGE: &str = "usage: netpoll-load COMMAND (--port N | --unix PATH) [OPTIO
           --hold keeps the connections open until stdin ends
   churn   the same options, but each connection asks once and is closed; a new one takes its place
   idle    on stdin: `open N` (until N are open, answered by `up N`), `request` (one on each that has had
-          none, answered by `asked N`); ends with stdin; --size S, --frame";
+          none, answered by `asked N`); ends with stdin; --size S, --frame
+  visit   open --count N connections one after the other, send one message of --size S on each, and
+          close it at once, by a FIN and by a RST in turns";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
@@ -58,6 +61,7 @@ fn start(command: &str, mut arguments: Arguments) -> io::Result<bool> {
         "run" => generator::run(&mut arguments, false),
         "churn" => generator::run(&mut arguments, true),
         "idle" => idle::hold(&mut arguments).map(|()| true),
+        "visit" => visits::pay(&mut arguments).map(|()| true),
         _ => Err(io::Error::other(USAGE)),
     }
 }

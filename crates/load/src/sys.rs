@@ -29,12 +29,22 @@ pub fn connect(port: u16, source: Ipv4Addr) -> io::Result<TcpStream> {
     socket.set_write_timeout(Some(PATIENCE))?;
     socket.set_nodelay(true)?;
     // The port is then chosen by connect, for which only the pair of both ends has to be free.
-    set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT)?;
+    set_option(fd, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, &1)?;
     let size = mem::size_of::<libc::sockaddr_in>() as libc::socklen_t;
     let (from, to) = (address(source, 0), address(Ipv4Addr::LOCALHOST, port));
     syscall!(bind(fd, (&raw const from).cast(), size))?;
     syscall!(connect(fd, (&raw const to).cast(), size))?;
     Ok(socket)
+}
+
+/// Lets the connection end by a RST when it is closed.
+pub fn reset_on_close(socket: &TcpStream) -> io::Result<()> {
+    set_option(
+        socket.as_raw_fd(),
+        libc::SOL_SOCKET,
+        libc::SO_LINGER,
+        &libc::linger { l_onoff: 1, l_linger: 0 },
+    )
 }
 
 /// Makes the backlog of a listening socket long enough for a burst of connects.
@@ -146,10 +156,9 @@ impl Epoll {
     }
 }
 
-fn set_option(fd: i32, level: i32, option: i32) -> io::Result<()> {
-    let on: libc::c_int = 1;
-    let size = mem::size_of_val(&on) as libc::socklen_t;
-    syscall!(setsockopt(fd, level, option, (&raw const on).cast(), size)).map(drop)
+fn set_option<T>(fd: i32, level: i32, option: i32, value: &T) -> io::Result<()> {
+    let size = mem::size_of::<T>() as libc::socklen_t;
+    syscall!(setsockopt(fd, level, option, (&raw const *value).cast(), size)).map(drop)
 }
 
 fn address(ip: Ipv4Addr, port: u16) -> libc::sockaddr_in {
