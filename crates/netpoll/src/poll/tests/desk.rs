@@ -1,6 +1,6 @@
 //! JavaScript's part of the border, played by a test.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::Result;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
@@ -932,16 +932,27 @@ pub(super) fn held_clients(port: u16) -> usize {
 
 fn tcp_sockets(field: usize, port: u16) -> usize {
     let port = format!(":{port:04X}");
-    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
-    let is_held = |line: &&str| {
+    let inode = |line: &str| {
         let fields = line.split_whitespace().collect::<Vec<_>>();
+        let is_meant = fields.get(field).is_some_and(|address| address.ends_with(&port));
         // The kernel keeps a socket that is closed for a while; it has no inode then.
-        fields.get(field).is_some_and(|address| address.ends_with(&port)) && fields.get(9) != Some(&"0")
+        fields.get(9).filter(|inode| is_meant && **inode != "0").map(|inode| inode.to_string())
     };
-    table.lines().filter(is_held).count()
+    listed("/proc/self/net/tcp", inode)
 }
 
 fn unix_sockets(path: &str) -> usize {
-    let table = std::fs::read_to_string("/proc/self/net/unix").unwrap();
-    table.lines().filter(|line| line.ends_with(&format!(" {path}"))).count()
+    let end = format!(" {path}");
+    let inode = |line: &str| {
+        let inode = line.split_whitespace().nth(6)?;
+        line.ends_with(&end).then(|| inode.to_owned())
+    };
+    listed("/proc/self/net/unix", inode)
+}
+
+/// How many inodes there are in a table of sockets. While others come and go the kernel shows a line twice, or
+/// leaves one out: so each inode counts once, whenever it is seen.
+fn listed(table: &str, inode: impl Fn(&str) -> Option<String>) -> usize {
+    let tables = [(); 3].map(|()| std::fs::read_to_string(table).unwrap());
+    tables.iter().flat_map(|table| table.lines()).filter_map(inode).collect::<HashSet<_>>().len()
 }
