@@ -5,8 +5,8 @@ import dns from 'node:dns/promises'
 import { getEventListeners } from 'node:events'
 import { setImmediate } from 'node:timers/promises'
 import test from 'ava'
-import { createListener, Dialer, dialConnection } from '../index.js'
-import { deferred, dialed, netServer, outcome, serve, take, until } from './fixtures/peer.mjs'
+import { Dialer, dialConnection } from '../index.js'
+import { deferred, dialed, netServer, outcome, serve, silent, take, until } from './fixtures/peer.mjs'
 import { start } from './fixtures/program.mjs'
 
 const DIALS = 100
@@ -231,36 +231,15 @@ test('a server that closes at once, in whatever way, leaves an ended connection 
 
 // ---- dials that come to nothing
 
-/** An address at which nobody is let in: TCP leaves connects to it unanswered, a unix socket refuses them at once. */
-async function silent(t, network) {
-  const wanted = network === 'tcp' ? '127.0.0.1:0' : `@netpoll-silent-${process.pid}-${++names}`
-  const listener = createListener(network, wanted, { backlog: 1 })
-  const address = network === 'tcp' ? `127.0.0.1:${listener.address().port}` : wanted
-  const guests = []
-  t.teardown(() => {
-    listener.close()
-    for (const guest of guests) guest.reset()
-  })
-  // A guest may also come too late because this process is slow: not twice.
-  for (let refused = 0; refused < 2;) {
-    const guest = await dialConnection(network, address, { timeout: 100 }).catch(() => null)
-    if (guest === null) refused++
-    else guests.push(guest)
-  }
-  return address
-}
-
-let names = 0
-
 for (const network of ['tcp', 'unix']) {
   test(`${network}: a dial that nobody answers rejects with DIAL_TIMEOUT`, async (t) => {
-    const address = await silent(t, network)
+    const { address } = await silent(t, network)
     const error = { code: 'ERR_NETPOLL_DIAL_TIMEOUT' }
     await t.throwsAsync(dialConnection(network, address, { timeout: 20 }), error)
   })
 
   test(`${network}: a signal that is aborted rejects with its reason, before and while it is dialed`, async (t) => {
-    const address = await silent(t, network)
+    const { address } = await silent(t, network)
     const dial = (signal) => rejection(dialConnection(network, address, { signal }))
     t.is(await dial(AbortSignal.abort(reason)), reason)
     const [early, late] = [new AbortController(), new AbortController()]
@@ -299,7 +278,7 @@ test.serial('the timeout and the signal hold while the name is resolved', async 
 })
 
 test.serial('what resolving has used of the timeout is not there for connecting', async (t) => {
-  const address = (await silent(t, 'tcp')).replace('127.0.0.1', 'some.name')
+  const address = (await silent(t, 'tcp')).address.replace('127.0.0.1', 'some.name')
   const [{ lookup }, { now }] = [dns, performance]
   dns.lookup = () => {
     performance.now = () => now.call(performance) + 1e9 - 1

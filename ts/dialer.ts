@@ -68,6 +68,8 @@ class Dial implements PendingDial, Owner {
   private readonly scope = new AsyncResource('NETPOLL')
   private endpoints: Endpoint[] = []
   private settled = false
+  /** Of what is known: what an earlier poll says later is no news. */
+  private moves = 0
   private resolve!: (connection: Connection) => void
   private reject!: (reason: unknown) => void
   private readonly abort = () => this.cancel(this.options.signal!.reason)
@@ -128,6 +130,14 @@ class Dial implements PendingDial, Owner {
     else pending.set(this.number, this)
   }
 
+  moved(poll: Poll, moves: number): void {
+    if (moves < this.moves) return
+    this.moves = moves
+    this.poll = poll
+    // Its former poll may not have heard of that in time.
+    if (this.settled) this.cancelAt(poll)
+  }
+
   dialed(poll: Poll, slot: number, generation: number): void {
     const connection = new Connection(this, poll, slot, generation, this.options.onRequest)
     connection.scope = this.scope
@@ -156,8 +166,12 @@ class Dial implements PendingDial, Owner {
 
   /** The poll still answers: with a failure, or with a connection that nobody wants. */
   private cancel(reason: unknown): void {
-    if (this.poll !== null) environment().native.cancelDial(this.poll.index, this.number)
+    if (this.poll !== null) this.cancelAt(this.poll)
     this.fail(reason)
+  }
+
+  private cancelAt(poll: Poll): void {
+    environment().native.cancelDial(poll.index, this.number)
   }
 
   private fail(reason: unknown): void {

@@ -29,9 +29,11 @@ export interface ListenerOwner {
   closedWith(error: NetpollError | null): void
 }
 
-/** Who waits for a dial: exactly one of these is called, once. */
+/** Who waits for a dial: exactly one of the last three is called, once. */
 export interface PendingDial {
   readonly poll: Poll | null
+  /** Another poll goes on with it, after so many moves. */
+  moved(poll: Poll, moves: number): void
   dialed(poll: Poll, slot: number, generation: number): void
   /** `cause` and `address` are those of the DIALED record. */
   failed(cause: number, address: number): void
@@ -137,10 +139,19 @@ export class Environment {
   }
 
   dialed(poll: Poll, slot: number, generation: number, number: number, cause: number, address: number): void {
-    const dial = this.dials.get(number)!
+    const dial = this.dials.get(number)
     this.dials.delete(number)
-    if (cause === 0) dial.dialed(poll, slot, generation)
-    else dial.failed(cause, address)
+    if (cause !== 0) dial?.failed(cause, address)
+    else if (dial === undefined) new Straggler(poll, slot, generation).reset()
+    else dial.dialed(poll, slot, generation)
+  }
+
+  /** Another poll goes on with a dial; it may have answered already, in its own ring. */
+  dialMoved(number: number, target: number, moves: number): void {
+    const dial = this.dials.get(number)
+    const poll = this.berths[target]!
+    dial?.moved(poll, moves)
+    if (dial?.poll?.dead === true && this.dials.delete(number)) dial.lost()
   }
 
   /** MOVED: the connection is on its way to the poll `target` from now on. */

@@ -3,10 +3,10 @@ import { openEnvironment } from './environment.js'
 
 /**
  * Sets how many polls do the I/O of this Node environment, 1 to 64, at any time. More come at once and get new
- * connections. Fewer: the connections of those that go move to the others, and lose neither a byte nor a deadline. A
- * poll that has died is started anew. Resolves when done; calls take effect one after the other. Throws
- * ERR_OUT_OF_RANGE or ERR_INVALID_ARG_TYPE; rejects with ERR_NETPOLL_POLL_DIED when the first poll has died, or one
- * dies meanwhile, and with a system error when there is no descriptor or thread left.
+ * connections. Fewer: the connections of those that go move to the others, and lose neither a byte nor a deadline;
+ * dials that are under way go on there too. A poll that has died is started anew. Resolves when done; calls take effect
+ * one after the other. Throws ERR_OUT_OF_RANGE or ERR_INVALID_ARG_TYPE; rejects with ERR_NETPOLL_POLL_DIED when the
+ * first poll has died, or one dies meanwhile, and with a system error when there is no descriptor or thread left.
  */
 export function setNumLoops(n: number): Promise<void> {
   numLoops(n, 'n')

@@ -95,6 +95,8 @@ export class Poll {
   private leave(): void {
     if (!this.leaving) {
       this.leaving = true
+      // Nobody looks at its ring any more when this is done.
+      this.take(Infinity)
       this.environment.bequeath(this)
     }
     if (!this.dead && this.backlog.length === 0) {
@@ -257,6 +259,8 @@ export class Poll {
         return this.connections[slot]!.moved(words[at + 3]!)
       case Completion.ARRIVED:
         return this.environment.arrived(this, slot, words[at + 2]!, words[at + 3]!, words[at + 4]!)
+      case Completion.DIAL_MOVED:
+        return this.environment.dialMoved(words[at + 3]!, words[at + 4]!, words[at + 5]!)
     }
   }
 }

@@ -45,6 +45,7 @@ export const enum Completion {
   DETACHED = 11,
   INFO = 12,
   ARRIVED = 13,
+  DIAL_MOVED = 14,
 }
 
 export const enum Submission {

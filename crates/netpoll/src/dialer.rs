@@ -46,6 +46,8 @@ pub(crate) struct Dial {
     request: Request,
     race: Race,
     attempts: Vec<Attempt>,
+    /// How often another poll has taken it over.
+    pub(crate) moves: u32,
     /// The earliest entry that the poll's timers hold for it.
     pub(crate) armed: Option<Instant>,
 }
@@ -126,7 +128,11 @@ impl Request {
 impl Dial {
     pub(crate) fn new(request: Request, now: Instant) -> Dial {
         let race = Race::new(request.addresses.len(), request.timeout, now);
-        Dial { request, race, attempts: Vec::new(), armed: None }
+        Dial { request, race, attempts: Vec::new(), moves: 0, armed: None }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.request.id
     }
 
     /// When `advance` is due even if no event comes.
@@ -146,6 +152,23 @@ impl Dial {
                 }
                 Step::Lost(failure) => return Progress::Lost(failure),
             }
+        }
+    }
+
+    /// Its poll lets go of it: nothing tells of its attempts until `arrive`.
+    pub(crate) fn leave(&mut self, registry: &Registry) {
+        for Attempt { socket, .. } in &self.attempts {
+            // It cannot fail for a descriptor that is registered.
+            let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
+        }
+        self.armed = None;
+        self.moves = self.moves.wrapping_add(1);
+    }
+
+    /// Its new poll watches its attempts. Of one that has succeeded meanwhile, an event tells at once.
+    pub(crate) fn arrive(&mut self, registry: &Registry) {
+        for Attempt { address, socket } in std::mem::take(&mut self.attempts) {
+            self.watch(address, socket, registry);
         }
     }
 
@@ -178,13 +201,17 @@ impl Dial {
         if !matches!(outcome, Outcome::Pending) {
             return self.settle(outcome, socket, address, now);
         }
+        self.watch(address, socket, registry);
+        None
+    }
+
+    fn watch(&mut self, address: usize, socket: Socket, registry: &Registry) {
         let token = Subject::Dial(self.request.id, address as u16).mio();
         // After connect: a socket that has not begun to connect looks hung up.
         match registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::WRITABLE) {
             Ok(()) => self.attempts.push(Attempt { address, socket }),
             Err(error) => self.race.failed(remote(address)(error)),
         }
-        None
     }
 
     fn connect(&self, number: usize) -> Result<(Socket, Outcome), Failure> {

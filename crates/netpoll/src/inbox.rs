@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::acceptor::Accepted;
-use crate::dialer::Request;
+use crate::dialer::{Dial, Request};
 use crate::listener::Listener;
 use crate::poll::Arrival;
 use crate::server::Server;
@@ -21,6 +21,8 @@ pub(crate) enum Command {
     Adopt(Accepted),
     Dial(Box<Request>),
     CancelDial(u32),
+    /// A dial that was another poll's until now.
+    CarryOn(Box<Dial>),
     /// A connection that was another poll's until now.
     Arrive(Box<Arrival>),
     /// To move all connections to other polls.

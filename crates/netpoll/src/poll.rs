@@ -190,6 +190,7 @@ impl Poll {
         self.expire_deadlines(now);
         self.relieve(now);
         more |= self.move_connections();
+        more |= self.move_dials(now);
         self.return_pins();
         self.publish(now);
         if !self.released.is_empty() {

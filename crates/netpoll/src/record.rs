@@ -113,6 +113,12 @@ pub(crate) enum Completion {
         key: u32,
         cause: Cause,
     },
+    /// `poll` is where the dial goes on, after so many moves.
+    DialMoved {
+        dial: u32,
+        poll: u32,
+        moves: u32,
+    },
 }
 
 /// A record from JavaScript to the poll.
@@ -236,6 +242,7 @@ impl Completion {
             }
             Completion::Moved { token, poll } => record(10, token, [poll, 0, 0]),
             Completion::Arrived { token, key, cause } => record(13, token, [key, cause.0 as u32, 0]),
+            Completion::DialMoved { dial, poll, moves } => [14, 0, 0, dial, poll, moves, 0, 0],
         }
     }
 }

@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
+use super::moves::{Stage, MOVES_PER_TURN};
 use super::Poll;
 use crate::acceptor::Accepted;
 use crate::dialer::{Dial, Progress, Request};
+use crate::inbox::Command;
 use crate::race::{Failure, Place};
 use crate::record::{Cause, Completion};
 use crate::token::{Subject, Token};
@@ -32,9 +34,46 @@ impl Dials {
 
 impl Poll {
     pub(super) fn dial(&mut self, request: Request, now: Instant) {
-        let id = request.id;
-        self.dials.by_id.insert(id, Dial::new(request, now));
+        self.race(Dial::new(request, now), now);
+    }
+
+    /// Goes on with a dial that another poll has begun.
+    pub(super) fn carry_on(&mut self, mut dial: Dial, now: Instant) {
+        dial.arrive(&self.io.registry);
+        self.race(dial, now);
+    }
+
+    fn race(&mut self, dial: Dial, now: Instant) {
+        let id = dial.id();
+        self.dials.by_id.insert(id, dial);
         self.advance_dial(id, now);
+    }
+
+    /// Of a poll that retires: hands over as many dials as a turn may. True when there are more to hand over now.
+    pub(super) fn move_dials(&mut self, now: Instant) -> bool {
+        if self.stage != Stage::Retiring {
+            return false;
+        }
+        for _ in 0..MOVES_PER_TURN {
+            let Some(id) = self.dials.by_id.keys().next().copied() else { return false };
+            // Where every poll is full it is the first one that says so. While there is none they go on here.
+            let Some(target) = self.shared.inboxes.pick().or(self.shared.inboxes.first()) else {
+                return false;
+            };
+            self.move_dial(id, target, now);
+        }
+        self.dials.len() > 0
+    }
+
+    fn move_dial(&mut self, id: u32, target: usize, now: Instant) {
+        let Some(mut dial) = self.dials.by_id.remove(&id) else { return };
+        dial.leave(&self.io.registry);
+        let moved = Completion::DialMoved { dial: id, poll: target as u32, moves: dial.moves };
+        match self.shared.inboxes.offer(target, Command::CarryOn(Box::new(dial))) {
+            // That poll has ended meanwhile.
+            Some(Command::CarryOn(dial)) => self.carry_on(*dial, now),
+            _ => self.io.tell(moved),
+        }
     }
 
     /// Each dial has one answer: this one, unless it was given already.

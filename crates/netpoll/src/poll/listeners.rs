@@ -26,6 +26,7 @@ impl Poll {
                 }
                 Command::Dial(request) => self.dial(*request, now),
                 Command::CancelDial(id) => self.cancel_dial(id),
+                Command::CarryOn(dial) => self.carry_on(*dial, now),
                 Command::Retire => self.retire(),
                 Command::Crash => crash(),
             }

@@ -200,6 +200,7 @@ impl Poll {
                 | Command::CloseListener(_)
                 | Command::Dial(_)
                 | Command::CancelDial(_)
+                | Command::CarryOn(_)
                 | Command::Retire
                 | Command::Crash => {}
             }
@@ -208,5 +209,6 @@ impl Poll {
             operator.server.dismiss();
             operator.moving_to.inspect(|target| self.shared.inboxes.came(*target));
         }
+        self.io.counters.connections.set(0);
     }
 }

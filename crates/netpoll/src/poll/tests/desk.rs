@@ -188,6 +188,8 @@ pub(super) struct Desk {
     pub(super) fallen: Vec<(u32, i32)>,
     /// Answers to dials.
     pub(super) dialed: Vec<Dialed>,
+    /// What DIAL_MOVED has told: the dial, where it goes on, and after how many moves.
+    pub(super) dials_moved: Vec<[u32; 3]>,
     pub(super) listeners: Vec<Arc<Listener>>,
     scheduled: &'static AtomicU32,
     bells: Arc<AtomicU32>,
@@ -240,6 +242,7 @@ impl Desk {
             unpinned: Vec::new(),
             fallen: Vec::new(),
             dialed: Vec::new(),
+            dials_moved: Vec::new(),
             listeners: Vec::new(),
             scheduled,
             bells,
@@ -295,10 +298,22 @@ impl Desk {
 
     /// Lets the first poll dial, in its next turn.
     pub(super) fn dial(&mut self, id: u32, address: (&str, &str), resolved: &[&str], options: DialOptions) {
+        self.dial_at(0, id, address, resolved, options);
+    }
+
+    /// The same with any poll.
+    pub(super) fn dial_at(
+        &mut self,
+        poll: usize,
+        id: u32,
+        address: (&str, &str),
+        resolved: &[&str],
+        options: DialOptions,
+    ) {
         let resolved = resolved.iter().map(|ip| ip.to_string()).collect::<Vec<_>>();
         let server = Server::new(0, self.server.limits, 0, true);
         let request = Request::new(id, address, &resolved, options, server).unwrap();
-        self.inboxes.send(0, Command::Dial(Box::new(request)));
+        self.inboxes.send(poll, Command::Dial(Box::new(request)));
     }
 
     /// The answer to the dial.
@@ -415,6 +430,7 @@ impl Desk {
             8 => self.fallen.push((slot, first as i32)),
             9 => self.note_dialed(poll, Token { slot, generation }, [first, second, third]),
             13 => self.note_arrived(poll, Token { slot, generation }, first as usize, second as i32),
+            14 => self.dials_moved.push([first, second, third]),
             _ => {
                 let book =
                     *self.seats[poll].slots.get(&slot).expect("only slots that were given away are named");

@@ -9,7 +9,8 @@ use super::desk::{error_kind, held_clients, number, Desk, Dialed, Plan, MS, SECO
 use super::peer::{pattern, Peer};
 use crate::address;
 use crate::dialer::DialOptions;
-use crate::inbox::Command;
+use crate::inbox::{Command, LoadBalance};
+use crate::poll::moves::MOVES_PER_TURN;
 use crate::record::Cause;
 
 const PLAIN: DialOptions = DialOptions { no_delay: true, timeout: None, local: None };
@@ -375,4 +376,107 @@ fn many_dials_at_once_are_each_answered_and_the_connections_come_out_even() {
     (0..DIALS as usize).for_each(|book| desk.put(book, RESET, [0; 3]));
     desk.until("all are closed", |desk| desk.books.iter().all(|book| book.closed.is_some()));
     assert_eq!((peers.len(), held_clients(port)), (DIALS as usize, 0));
+}
+
+/// A desk whose last poll dials.
+fn dialing(polls: usize, to: &str, resolved: &[&str], options: DialOptions) -> Desk {
+    let mut desk = Desk::new(Plan { polls, ..Plan::default() });
+    desk.dial_at(polls - 1, 1, ("tcp", to), resolved, options);
+    desk.turn();
+    desk
+}
+
+fn until_moved(desk: &mut Desk, from: usize) {
+    desk.inboxes.retire(from);
+    desk.until("its poll is empty", |desk| desk.seats[from].retired() == 1);
+}
+
+#[test]
+fn a_dial_whose_poll_retires_goes_on_at_another_one_and_its_time_with_it() {
+    let (port, _silent, _listener) = silent_beside_another();
+    let resolved = ["127.0.0.2", "127.0.0.1"];
+    let mut desk = dialing(3, &format!("name:{port}"), &resolved, within(SECOND));
+    desk.pass(100 * MS);
+    until_moved(&mut desk, 2);
+    assert_eq!((desk.dials_moved[0], held_clients(port)), ([1, 0, 1], 2), "the guest, and the first attempt");
+    desk.pass(150 * MS - Duration::from_nanos(1));
+    assert!(desk.dialed.is_empty());
+    desk.pass(Duration::from_nanos(1));
+    assert_eq!(desk.until_dialed(1), won(1));
+    assert_eq!((desk.books[0].poll, held_clients(port)), (0, 2), "the guest, and the winner");
+}
+
+#[test]
+fn an_attempt_that_is_answered_after_the_move_wins_at_the_new_poll() {
+    let (silent, _guests) = full([127, 0, 0, 1], 0);
+    let port = port_of(&silent);
+    let mut desk = dialing(2, &at(port), &[], PLAIN);
+    until_moved(&mut desk, 1);
+    drop(silent.accept().unwrap());
+    // The kernel knocks again after a second.
+    assert_eq!(desk.until_dialed(1), won(1));
+    assert_eq!(desk.books[0].poll, 0);
+}
+
+#[test]
+fn a_dial_that_moves_twice_tells_how_often_and_times_out_exactly_then() {
+    let (silent, _guests) = full([127, 0, 0, 1], 0);
+    let mut desk = dialing(3, &at(port_of(&silent)), &[], within(SECOND));
+    // The second poll's turn comes before the third one's.
+    desk.inboxes.set_balance(LoadBalance::LeastConnections);
+    desk.inboxes.expect(0);
+    until_moved(&mut desk, 2);
+    until_moved(&mut desk, 1);
+    assert_eq!(desk.dials_moved, [[1, 1, 1], [1, 0, 2]]);
+    desk.pass(SECOND - Duration::from_nanos(1));
+    assert!(desk.dialed.is_empty());
+    desk.pass(Duration::from_nanos(1));
+    assert_eq!(desk.dialed, [Dialed { dial: 1, cause: number(Cause::DIAL_TIMEOUT), place: 0 }]);
+    assert_eq!(held_clients(port_of(&silent)), 1);
+}
+
+#[test]
+fn a_dial_that_has_moved_is_canceled_at_its_new_poll() {
+    let (silent, _guests) = full([127, 0, 0, 1], 0);
+    let mut desk = dialing(2, &at(port_of(&silent)), &[], PLAIN);
+    desk.inboxes.retire(1);
+    desk.until("it has moved", |desk| !desk.dials_moved.is_empty());
+    desk.inboxes.send(1, Command::CancelDial(1));
+    desk.idle();
+    assert!(desk.dialed.is_empty(), "the old poll does not know it any more");
+    desk.inboxes.send(0, Command::CancelDial(1));
+    desk.turn();
+    assert_eq!(desk.dialed, [Dialed { dial: 1, cause: number(Cause::CANCELED), place: -1 }]);
+    assert_eq!(held_clients(port_of(&silent)), 1);
+}
+
+#[test]
+fn a_dial_goes_on_at_a_poll_that_retires_while_there_is_no_other() {
+    let (silent, _guests) = full([127, 0, 0, 1], 0);
+    let mut desk = dialing(1, &at(port_of(&silent)), &[], within(SECOND));
+    desk.inboxes.retire(0);
+    desk.idle();
+    assert_eq!((desk.dials_moved.len(), desk.seats[0].retired(), desk.seats[0].left.more), (0, 0, false));
+    desk.pass(SECOND);
+    assert_eq!(desk.dialed, [Dialed { dial: 1, cause: number(Cause::DIAL_TIMEOUT), place: 0 }]);
+    assert_eq!(desk.seats[0].retired(), 1);
+}
+
+#[test]
+fn a_poll_that_retires_hands_over_so_many_dials_in_a_turn_and_loses_none() {
+    const DIALS: u32 = MOVES_PER_TURN as u32 + 10;
+    let (silent, _guests) = full([127, 0, 0, 1], 0);
+    let mut desk = dialing(2, &at(port_of(&silent)), &[], within(SECOND));
+    for dial in 2..=DIALS {
+        desk.dial_at(1, dial, ("tcp", &at(port_of(&silent))), &[], within(SECOND));
+    }
+    desk.turn();
+    desk.inboxes.retire(1);
+    desk.turn();
+    assert_eq!((desk.seats[1].poll.dials.len(), desk.seats[1].left.more), (10, true));
+    desk.until("its poll is empty", |desk| desk.seats[1].retired() == 1);
+    desk.turn();
+    desk.pass(SECOND);
+    desk.until("all are answered", |desk| desk.dialed.len() == DIALS as usize);
+    assert_eq!(held_clients(port_of(&silent)), 1);
 }
