@@ -28,6 +28,7 @@ use std::sync::atomic::{fence, AtomicU32, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
 use self::stock::{Shelf, Stock};
+use crate::rations::Rations;
 use crate::sys::Mapping;
 
 /// Bytes of a chunk.
@@ -55,6 +56,8 @@ pub struct BlockTable {
     /// How many of `chunks` have been given to someone to fill.
     mapped: AtomicUsize,
     stock: Arc<Stock>,
+    /// Who may still read when little is left.
+    pub(crate) rations: Rations,
 }
 
 /// How much of `max_memory` is in use.
@@ -79,6 +82,7 @@ impl BlockTable {
             chunks: (0..room).map(|_| OnceLock::new()).collect(),
             mapped: AtomicUsize::new(0),
             stock: Stock::new(max_memory),
+            rations: Rations::default(),
         })
     }
 

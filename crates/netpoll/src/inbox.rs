@@ -203,6 +203,10 @@ impl Inboxes {
         self.get(poll).inspect(|inbox| inbox.letters().wake());
     }
 
+    pub(crate) fn wake_others(&self, poll: usize) {
+        (0..MAX_POLLS).filter(|other| *other != poll).for_each(|other| self.wake(other));
+    }
+
     pub(crate) fn has_commands(&self, poll: usize) -> bool {
         self.get(poll).is_some_and(|inbox| inbox.has_commands.load(Ordering::Acquire))
     }

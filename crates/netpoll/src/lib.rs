@@ -42,6 +42,7 @@ mod pin;
 mod poll;
 mod poll_manager;
 mod race;
+mod rations;
 mod ready_list;
 mod record;
 mod ring;

@@ -442,7 +442,7 @@ impl Poll {
         let waits = self.ready.len() > 0 || self.acceptors.iter().any(|acceptor| acceptor.is_ready);
         let relieves = self.shared.table.pressure() >= Pressure::Scarce;
         let retry = (self.is_held && waits || relieves).then(|| now + SCARCITY_DELAY);
-        [self.timers.next(), self.announce_at, retry].into_iter().flatten().min()
+        [self.timers.next(), self.announce_at, self.scarcity.due(), retry].into_iter().flatten().min()
     }
 }
 

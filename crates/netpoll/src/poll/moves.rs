@@ -210,5 +210,6 @@ impl Poll {
             operator.moving_to.inspect(|target| self.shared.inboxes.came(*target));
         }
         self.io.counters.connections.set(0);
+        self.shared.table.rations.leave(self.index);
     }
 }

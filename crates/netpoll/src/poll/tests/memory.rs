@@ -28,7 +28,7 @@ fn unfinished(desk: &mut Desk, address: &SockAddr, unread: usize, wanted: bool) 
 /// Bytes that have arrived on each connection since `before`, after both peers have written `more`.
 fn arrived_after(desk: &mut Desk, connections: &[(Peer, usize)], more: &[u8]) -> Vec<usize> {
     let before = connections.iter().map(|(_, book)| desk.books[*book].arrived.len()).collect::<Vec<_>>();
-    for (peer, book) in connections {
+    for (peer, book) in connections.iter().filter(|_| !more.is_empty()) {
         peer.write(more);
         desk.until_waiting_without_turns(*book, more.len());
     }
@@ -357,4 +357,79 @@ fn a_favorite_that_trickles_gives_way_and_one_that_makes_progress_does_not() {
         assert_eq!(desk.books[0].arrived.len(), if is_kept { 10 } else { 15 }, "{piece} bytes at a time");
         desk.table.discharge(held);
     }
+}
+
+/// The same with so many polls; connections are given to them in turns.
+fn scarce_with(polls: usize) -> Desk {
+    Desk::new(Plan { polls, max_memory: 16 * MIB, send_buffer: Some(4096), ..Plan::default() })
+}
+
+#[test]
+fn of_all_polls_together_one_message_goes_on_alone_and_the_longest_of_the_others_is_next() {
+    for part in [12, 14] {
+        let mut desk = scarce_with(4);
+        let address = desk.listen();
+        let plans = [(10, true), (20, true), (50, false), (30, true)];
+        let connections = plans.map(|(unread, wanted)| unfinished(&mut desk, &address, unread, wanted));
+        assert_eq!([0, 1, 2, 3].map(|book| desk.books[book].poll), [0, 1, 2, 3]);
+        let held = part * MIB - desk.table.bytes_out();
+        assert!(desk.table.charge(held));
+        // The first poll looks first, and knows of no others.
+        for expected in [[5, 0, 0, 0], [0, 0, 0, 5], [0, 5, 0, 0], [0; 4]] {
+            let more: &[u8] = if expected[0] == 5 { b"hello" } else { b"" };
+            assert_eq!(arrived_after(&mut desk, &connections, more), expected, "at {part} MiB");
+            desk.now += FAVOR;
+        }
+        desk.table.discharge(held);
+    }
+}
+
+#[test]
+fn when_memory_stays_full_the_longest_message_of_all_polls_fails_and_no_other() {
+    let mut desk = scarce_with(4);
+    let address = desk.listen();
+    let plans = [(10, true), (20, true), (50, false), (30, true)];
+    let _peers = plans.map(|(unread, wanted)| unfinished(&mut desk, &address, unread, wanted).0);
+    desk.turn();
+    assert!(desk.table.charge(15 * MIB + 1));
+    desk.idle();
+    desk.pass(FULL_PATIENCE);
+    desk.idle();
+    let closed = desk.books.iter().map(|book| book.closed).collect::<Vec<_>>();
+    assert_eq!(closed, [None, None, None, Some(number(Cause::INPUT_LIMIT))]);
+    desk.table.discharge(15 * MIB + 1);
+}
+
+#[test]
+fn a_favorite_of_a_poll_that_dies_leaves_the_turn_to_the_others() {
+    let mut desk = scarce_with(2);
+    let address = desk.listen();
+    let connections = [10, 30].map(|unread| unfinished(&mut desk, &address, unread, true));
+    let held = 14 * MIB - desk.table.bytes_out();
+    assert!(desk.table.charge(held));
+    connections[1].0.write(b"hello");
+    desk.until_arrived(1, 35);
+    connections[0].0.write(b"hello");
+    desk.until_waiting_without_turns(0, 5);
+    desk.idle();
+    assert_eq!(desk.books[0].arrived.len(), 10, "the other one has its time");
+    desk.give_back(1);
+    desk.lose_poll();
+    desk.until_arrived(0, 15);
+    desk.table.discharge(held);
+}
+
+#[test]
+fn a_favorite_that_was_chosen_before_anybody_wanted_more_gives_way_to_a_longer_message() {
+    let mut desk = scarce();
+    let address = desk.listen();
+    let connections = [unfinished(&mut desk, &address, 30, false), desk.connect(&address)];
+    let held = 14 * MIB - desk.table.bytes_out();
+    assert!(desk.table.charge(held));
+    assert_eq!(arrived_after(&mut desk, &connections, b"hello"), [0, 5]);
+    desk.put(0, INPUT, [0, 1 << 20, 1]);
+    desk.put(1, INPUT, [0, 1 << 20, 1]);
+    desk.idle();
+    assert_eq!(desk.books[0].arrived.len(), 35);
+    desk.table.discharge(held);
 }
