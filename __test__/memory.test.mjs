@@ -193,7 +193,9 @@ test.serial(
     const fill = async ({ writer }, bytes) => {
       let written = 0
       while (stats().bytesOut < bytes && heavy.connection.isActive()) {
-        written += writer.writeBinary(Buffer.alloc(8 * KIB, 1))
+        // Little enough at a time that the poll sees it before memory is full to the last byte, and no more steps
+        // than need be: each waits for a turn.
+        for (let i = 0; i < 8; i++) written += writer.writeBinary(Buffer.alloc(8 * KIB, 1))
         writer.flush()
         const { turns } = stats()
         await until(() => stats().turns > turns)
