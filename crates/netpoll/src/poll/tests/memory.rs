@@ -343,7 +343,8 @@ fn a_favorite_that_trickles_gives_way_and_one_that_makes_progress_does_not() {
         let mut desk = scarce();
         let address = desk.listen();
         let connections = [10, 30].map(|unread| unfinished(&mut desk, &address, unread, true));
-        let held = 12 * MIB - desk.table.bytes_out();
+        // The blocks of the reads come and go above it: below it everybody would be read.
+        let held = 12 * MIB;
         assert!(desk.table.charge(held));
         assert_eq!(arrived_after(&mut desk, &connections, b"hello"), [0, 5]);
         for _ in 0..3 {
