@@ -46,12 +46,12 @@ pub(crate) enum Answer {
     Denied,
 }
 
-/// Which connection of a poll has to go.
+/// Which connection of a poll has to go: the one that is foremost in this.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Victim {
-    MostPending,
-    MostStalled,
-    MostWanted,
+    Pending,
+    Stalled,
+    Wanted,
 }
 
 /// How full memory is.
@@ -140,11 +140,11 @@ impl Agreement {
         let output = self.burdens.iter().map(|burden| burden.output).sum::<u64>();
         let any = |kind: Victim| self.burdens.iter().any(|burden| burden.of(kind) > 0);
         if shortage.is_full && output > 0 && output >= shortage.max_memory / 2 {
-            Some(Victim::MostPending)
-        } else if any(Victim::MostStalled) {
-            Some(Victim::MostStalled)
+            Some(Victim::Pending)
+        } else if any(Victim::Stalled) {
+            Some(Victim::Stalled)
         } else {
-            (shortage.is_full && is_over && any(Victim::MostWanted)).then_some(Victim::MostWanted)
+            (shortage.is_full && is_over && any(Victim::Wanted)).then_some(Victim::Wanted)
         }
     }
 
@@ -161,9 +161,9 @@ impl Agreement {
 impl Burden {
     fn of(&self, kind: Victim) -> u64 {
         match kind {
-            Victim::MostPending => self.most_pending,
-            Victim::MostStalled => self.most_stalled,
-            Victim::MostWanted => self.most_wanted,
+            Victim::Pending => self.most_pending,
+            Victim::Stalled => self.most_stalled,
+            Victim::Wanted => self.most_wanted,
         }
     }
 }
@@ -238,10 +238,10 @@ mod tests {
         let burden = |output, most_pending| Burden { output, most_pending, ..Burden::default() };
         assert_eq!(rations.victim(0, burden(4, 4), full(), now), None, "less than half of the memory");
         assert_eq!(rations.victim(1, burden(4, 3), full(), now), None, "another poll has a worse one");
-        assert_eq!(rations.victim(0, burden(4, 4), full(), now), Some(Victim::MostPending));
+        assert_eq!(rations.victim(0, burden(4, 4), full(), now), Some(Victim::Pending));
         assert_eq!(rations.victim(0, burden(4, 4), full(), now), None, "one at a time");
         assert_eq!(rations.victim(1, burden(4, 4), full(), now + SECOND), None, "of equals the first");
-        assert_eq!(rations.victim(0, burden(4, 4), full(), now + SECOND), Some(Victim::MostPending));
+        assert_eq!(rations.victim(0, burden(4, 4), full(), now + SECOND), Some(Victim::Pending));
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(rations.victim(0, burden(3), full(), end - SECOND / 2), None);
         assert_eq!(rations.victim(1, burden(4), full(), end - SECOND / 2), None);
         assert_eq!(rations.victim(0, burden(3), full(), end), None);
-        assert_eq!(rations.victim(1, burden(4), full(), end), Some(Victim::MostWanted));
+        assert_eq!(rations.victim(1, burden(4), full(), end), Some(Victim::Wanted));
         assert_eq!(rations.full_since(true, end), Some(end), "what it held may come back now");
         assert_eq!(rations.full_since(false, end), None);
     }
@@ -266,7 +266,7 @@ mod tests {
         let now = Instant::now();
         let scarce = Shortage { is_full: false, ..full() };
         let stalled = Burden { output: 1, most_pending: 1, most_stalled: 1, most_wanted: 9 };
-        assert_eq!(rations.victim(3, stalled, scarce, now), Some(Victim::MostStalled));
+        assert_eq!(rations.victim(3, stalled, scarce, now), Some(Victim::Stalled));
         let waiting = Burden { most_wanted: 9, ..Burden::default() };
         assert_eq!(rations.victim(3, waiting, scarce, now + SECOND), None);
     }

@@ -251,9 +251,9 @@ impl Worst {
 
     fn named(&self, victim: Victim) -> Option<(Token, Cause)> {
         let (one, cause) = match victim {
-            Victim::MostPending => (self.pending, Cause::OUTPUT_LIMIT),
-            Victim::MostStalled => (self.stalled, Cause::OUTPUT_LIMIT),
-            Victim::MostWanted => (self.wanted, Cause::INPUT_LIMIT),
+            Victim::Pending => (self.pending, Cause::OUTPUT_LIMIT),
+            Victim::Stalled => (self.stalled, Cause::OUTPUT_LIMIT),
+            Victim::Wanted => (self.wanted, Cause::INPUT_LIMIT),
         };
         one.map(|(_, token)| (token, cause))
     }
