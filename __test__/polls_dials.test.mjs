@@ -183,6 +183,8 @@ test('a dial of which its dead poll could not tell that it has moved leaves no c
   const { connected, codes } = await told(
     t,
     `
+    // Polls that go on while this thread is busy.
+    configure({ driver: 'thread' })
     // Whoever connects to a unix socket is in its backlog; the others try again and again.
     const address = '@netpoll-moved-' + process.pid
     const silent = createListener('unix', address, { backlog: 1 })

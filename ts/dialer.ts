@@ -131,11 +131,9 @@ class Dial implements PendingDial, Owner {
   }
 
   moved(poll: Poll, moves: number): void {
-    if (moves < this.moves) return
-    this.moves = moves
-    this.poll = poll
+    if (moves > this.moves) [this.moves, this.poll] = [moves, poll]
     // Its former poll may not have heard of that in time.
-    if (this.settled) this.cancelAt(poll)
+    if (this.settled) environment().native.cancelDial(this.poll!.index, this.number)
   }
 
   dialed(poll: Poll, slot: number, generation: number): void {
@@ -166,12 +164,8 @@ class Dial implements PendingDial, Owner {
 
   /** The poll still answers: with a failure, or with a connection that nobody wants. */
   private cancel(reason: unknown): void {
-    if (this.poll !== null) this.cancelAt(this.poll)
+    if (this.poll !== null) environment().native.cancelDial(this.poll.index, this.number)
     this.fail(reason)
-  }
-
-  private cancelAt(poll: Poll): void {
-    environment().native.cancelDial(poll.index, this.number)
   }
 
   private fail(reason: unknown): void {

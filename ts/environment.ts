@@ -149,8 +149,7 @@ export class Environment {
   /** Another poll goes on with a dial; it may have answered already, in its own ring. */
   dialMoved(number: number, target: number, moves: number): void {
     const dial = this.dials.get(number)
-    const poll = this.berths[target]!
-    dial?.moved(poll, moves)
+    dial?.moved(this.berths[target]!, moves)
     if (dial?.poll?.dead === true && this.dials.delete(number)) dial.lost()
   }
 
