@@ -8,13 +8,18 @@
 //! ```
 //!
 //! The two directions end apart. A connection is finished when both have ended, or when JavaScript has
-//! closed it and its output has ended; then the poll closes the descriptor.
+//! closed it and its output has ended; then the poll closes the descriptor. But while the kernel sends from our
+//! memory it lingers: a descriptor that is closed reports nothing any more.
 
 use std::time::{Duration, Instant};
 
 use crate::intake::ReadSize;
+use crate::lending::Lending;
 use crate::link_buffer::LinkBuffer;
 use crate::record::{Cause, Deadline};
+
+/// How long a connection without a write timeout may linger for a peer that takes nothing.
+pub(crate) const LINGER: Duration = Duration::from_secs(30);
 
 /// What a server gives each of its connections.
 #[derive(Clone, Copy, Debug)]
@@ -70,12 +75,22 @@ impl Connection {
         if self.is_leaving {
             return self.failure.is_some();
         }
+        self.has_ended() && (self.output.is_settled() || self.failure.is_some())
+    }
+
+    /// Neither direction matters any more.
+    fn has_ended(&self) -> bool {
         self.output.ended && (self.input.ended || self.output.finish == Finish::Close)
+    }
+
+    /// Only what the kernel holds of ours keeps the descriptor open.
+    fn is_lingering(&self) -> bool {
+        self.has_ended() && !self.is_finished() && !self.is_leaving
     }
 
     /// Whether the descriptor can be given away.
     pub(crate) fn may_leave(&self) -> bool {
-        let is_sent = self.output.queue.is_empty() && !self.output.wants_fin();
+        let is_sent = self.output.queue.is_empty() && !self.output.wants_fin() && self.output.is_settled();
         self.is_leaving && self.failure.is_none() && is_sent
     }
 
@@ -109,7 +124,8 @@ impl Connection {
     }
 
     fn write_deadline(&self) -> Option<Instant> {
-        self.output.blocked_since?.checked_add(self.deadlines.write?)
+        let linger = self.is_lingering().then_some(LINGER);
+        self.output.blocked_since?.checked_add(self.deadlines.write.or(linger)?)
     }
 }
 
@@ -189,9 +205,11 @@ pub(crate) struct Output {
     pub(crate) queue: LinkBuffer,
     /// Bytes ever taken by the kernel.
     pub(crate) sent: u64,
+    /// What of it the kernel sends from our memory.
+    pub(crate) lending: Lending,
     /// The kernel has no room. Edge-triggered: an event will tell when it has some again.
     pub(crate) is_blocked: bool,
-    /// Since when the kernel has taken nothing of what is pending.
+    /// Since when the kernel has taken nothing of what is pending, or has given nothing back of what it was lent.
     pub(crate) blocked_since: Option<Instant>,
     /// Bytes that the kernel held and the peer had not acknowledged when progress was last looked for.
     pub(crate) unacknowledged: u32,
@@ -212,9 +230,37 @@ impl Output {
         self.blocked_since = None;
     }
 
-    /// The kernel has taken nothing, for it still holds what `unacknowledged` counts.
-    pub(crate) fn block(&mut self, now: Instant, unacknowledged: u32) {
-        self.is_blocked = true;
+    /// The kernel has taken `sent` more bytes, which it sends from where they lie.
+    pub(crate) fn lend(&mut self, sent: usize) {
+        let held = self.queue.lend(sent);
+        self.lending.ledger.record(self.sent, sent, held);
+        self.sent += sent as u64;
+        self.blocked_since = None;
+    }
+
+    /// The kernel has given back some of what it was lent.
+    pub(crate) fn returned(&mut self, now: Instant) {
+        let waits = self.is_blocked || !self.is_settled();
+        self.blocked_since = waits.then_some(now);
+    }
+
+    /// Bytes that the kernel has taken and whose memory it does not need any more: as far as that is true of all.
+    pub(crate) fn settled(&self) -> u64 {
+        self.lending.ledger.start().unwrap_or(self.sent)
+    }
+
+    /// Whether the kernel holds nothing of ours.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.lending.ledger.is_empty()
+    }
+
+    /// Bytes that hold memory: those that wait, and those that the kernel was lent.
+    pub(crate) fn pending(&self) -> u64 {
+        self.queue.len() + self.lending.ledger.bytes()
+    }
+
+    /// The kernel has taken nothing, or gives nothing back, for it still holds what `unacknowledged` counts.
+    pub(crate) fn wait(&mut self, now: Instant, unacknowledged: u32) {
         if self.blocked_since.is_none() {
             self.blocked_since = Some(now);
             self.unacknowledged = unacknowledged;
@@ -262,8 +308,11 @@ impl Output {
 
     /// Takes the watch when its answer is due.
     pub(crate) fn take_drained(&mut self) -> bool {
-        let reached = |target: u32| (self.sent as u32).wrapping_sub(target) as i32 >= 0;
-        let drained = self.watch.is_some_and(|target| self.ended || reached(target));
+        let settled = self.settled() as u32;
+        let reached = |target: u32| settled.wrapping_sub(target) as i32 >= 0;
+        // After the end nobody asks once more, so the answer is about all of it.
+        let is_due = |target| if self.ended { self.is_settled() } else { reached(target) };
+        let drained = self.watch.is_some_and(is_due);
         if drained {
             self.watch = None;
         }
@@ -436,7 +485,7 @@ mod tests {
         let now = Instant::now();
         let mut connection = connection(now);
         assert_eq!(connection.deadline(), None);
-        connection.output.block(now, 100);
+        connection.output.wait(now, 100);
         assert_eq!(connection.expired(now + SECOND), Some(Expired::Write));
     }
 

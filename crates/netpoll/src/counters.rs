@@ -17,6 +17,9 @@ pub(crate) struct Counters {
     pub(crate) stale_records: Counter,
     pub(crate) flips: Counter,
     pub(crate) is_on_thread: Counter,
+    pub(crate) lent: Counter,
+    pub(crate) copied: Counter,
+    pub(crate) fallbacks: Counter,
 }
 
 /// A copy of a poll's counters.
@@ -44,6 +47,12 @@ pub struct PollStats {
     pub flips: u64,
     /// Whether its thread runs it now, and not the loop.
     pub is_on_thread: bool,
+    /// Of `sends`, those without a copy.
+    pub lent: u64,
+    /// Of `lent`, those for which the kernel reported that it had to copy all the same.
+    pub copied: u64,
+    /// Of `sends`, those with a copy because the kernel had no room for one more without.
+    pub fallbacks: u64,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +86,9 @@ impl Counters {
             stale_records: self.stale_records.now(),
             flips: self.flips.now(),
             is_on_thread: self.is_on_thread.now() != 0,
+            lent: self.lent.now(),
+            copied: self.copied.now(),
+            fallbacks: self.fallbacks.now(),
         }
     }
 }

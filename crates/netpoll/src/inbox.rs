@@ -31,6 +31,13 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Nobody will ever take it.
+    pub(crate) fn discard(self) {
+        if let Command::Arrive(arrival) = self {
+            arrival.discard();
+        }
+    }
+
     /// Whether it brings a new connection, which only a poll that goes on is given.
     fn is_new_connection(&self) -> bool {
         matches!(self, Command::Adopt(_))

@@ -1,6 +1,6 @@
 //! The system calls of open connections, and the records that tell of them.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,11 +15,12 @@ use crate::connection::{Finish, Input};
 use crate::counters::Counters;
 use crate::demand::Load;
 use crate::intake::{Intake, ReadSize};
-use crate::operators::Operator;
+use crate::lending::{Setting, ZeroCopy};
+use crate::operators::{Operator, Parts};
 use crate::pin::PinTable;
 use crate::record::{Cause, Completion, Lent, SocketOption};
 use crate::ring::Producer;
-use crate::sys::{self, IoVec, TcpInfo};
+use crate::sys::{self, IoVec, Report, TcpInfo};
 use crate::token::Subject;
 
 /// Reads of one connection in one visit: then the others have their turn.
@@ -41,6 +42,7 @@ pub(crate) struct Io {
     pub(crate) table: Arc<BlockTable>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) intake: Intake,
+    zero_copy: Arc<Setting>,
     completions: Producer,
     barrier: Barrier,
     /// A record has been put that JavaScript should hear of now.
@@ -72,12 +74,14 @@ impl Io {
         border: &Border,
         table: Arc<BlockTable>,
         counters: Arc<Counters>,
+        zero_copy: Arc<Setting>,
     ) -> Io {
         Io {
             registry,
             intake: Intake::new(table.clone()),
             table,
             counters,
+            zero_copy,
             completions: Producer::new(border.completions()),
             barrier: Barrier::default(),
             is_urgent: false,
@@ -242,6 +246,7 @@ impl Io {
     /// Sends what is pending until the kernel takes no more or this visit's budget is spent, and FIN behind
     /// it when it is due.
     pub(crate) fn transmit(&mut self, operator: &mut Operator, now: Instant) -> Visit {
+        self.settle(operator, now);
         let limit = operator.connection.output.sent + BYTES_PER_VISIT;
         while !operator.connection.output.queue.is_empty() && !operator.connection.output.is_blocked {
             if operator.connection.output.sent >= limit {
@@ -250,26 +255,78 @@ impl Io {
             let bytes = operator.connection.output.queue.iovecs(&mut self.barrier);
             debug_assert!(bytes > 0);
             self.counters.sends.add(1);
-            match sys::send_vectored(operator.descriptor(), self.barrier.as_slice()) {
-                Ok(sent) => {
-                    operator.connection.output.advance(sent);
+            match self.send(operator, bytes) {
+                Ok(()) => {
                     operator.connection.deadlines.last_traffic = now;
-                    operator.status.set_bytes_sent(operator.connection.output.sent);
+                    operator.status.set_bytes_sent(operator.connection.output.settled());
                 }
                 Err(error) if error.raw_os_error() == Some(sys::EAGAIN) => self.block(operator, now),
                 Err(error) => self.fail(operator, Cause::of(&error)),
             }
         }
         self.finish_output(operator);
+        if !operator.connection.output.is_settled() && operator.connection.output.blocked_since.is_none() {
+            let held = unacknowledged(operator);
+            operator.connection.output.wait(now, held);
+        }
         if operator.connection.output.take_drained() {
             self.tell(Completion::Drained { token: operator.token });
         }
         visit_end(operator)
     }
 
+    /// Sends what the barrier holds, the first of what is pending: without a copy where that pays.
+    fn send(&mut self, operator: &mut Operator, bytes: usize) -> std::io::Result<()> {
+        let (zero_copy, pieces) = (self.zero_copy.get(), self.barrier.as_slice());
+        if operator.connection.output.lending.is_worth_it(zero_copy, bytes, pieces.len())
+            && may_lend(operator)
+        {
+            match sys::send_zero_copy(operator.descriptor(), pieces) {
+                Ok(sent) => {
+                    self.counters.lent.add(1);
+                    operator.connection.output.lend(sent);
+                    return Ok(());
+                }
+                Err(error) if error.raw_os_error() == Some(sys::ENOBUFS) => {
+                    self.counters.fallbacks.add(1);
+                    operator.connection.output.lending.ran_short(zero_copy);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let sent = sys::send_vectored(operator.descriptor(), pieces)?;
+        operator.connection.output.advance(sent);
+        Ok(())
+    }
+
+    /// Takes what the error queue tells, if an event has told that there is something.
+    fn settle(&mut self, operator: &mut Operator, now: Instant) {
+        if !std::mem::take(&mut operator.connection.output.lending.is_reported) {
+            return;
+        }
+        let zero_copy = self.zero_copy.get();
+        // The kernel joins reports that touch, so few wait at a time.
+        while let Ok(report) = sys::receive_report(operator.descriptor()) {
+            report.inspect(|report| self.take_report(operator, *report, zero_copy, now));
+        }
+    }
+
+    fn take_report(&self, operator: &mut Operator, report: Report, zero_copy: ZeroCopy, now: Instant) {
+        let output = &mut operator.connection.output;
+        let completed = output.lending.complete(report, zero_copy);
+        if completed > 0 {
+            output.returned(now);
+            operator.status.set_bytes_sent(output.settled());
+        }
+        if report.copied {
+            self.counters.copied.add(completed as u64);
+        }
+    }
+
     fn block(&mut self, operator: &mut Operator, now: Instant) {
         let held = unacknowledged(operator);
-        operator.connection.output.block(now, held);
+        operator.connection.output.is_blocked = true;
+        operator.connection.output.wait(now, held);
         operator.connection.output.queue.detach_small_tail(&self.table);
         self.want_room(operator, true);
     }
@@ -323,17 +380,20 @@ impl Io {
     }
 
     /// Lets go of the descriptor, which stays open. The operator has been taken out of its slot.
-    pub(crate) fn release(&self, operator: Operator) -> OwnedFd {
+    pub(crate) fn release(&self, operator: Operator) -> Parts {
         let descriptor = operator.descriptor().as_raw_fd();
         // Before anybody else has it: a registration would outlive our hold on the socket.
         let _ = self.registry.deregister(&mut SourceFd(&descriptor));
         operator.status.raise(StatusEntry::READ_ENDED | StatusEntry::WRITE_ENDED | StatusEntry::CLOSED);
         operator.server.dismiss();
-        operator.into_descriptor()
+        operator.into_parts()
     }
 
     /// Closes the descriptor and tells JavaScript so. The operator has been taken out of its slot.
-    pub(crate) fn close(&mut self, operator: &Operator, cause: Cause) {
+    pub(crate) fn close(&mut self, operator: &mut Operator, cause: Cause) {
+        // What has been reported counts, although no event may have told of it. The time does not matter any more.
+        operator.connection.output.lending.is_reported = !operator.connection.output.is_settled();
+        self.settle(operator, operator.connection.deadlines.last_traffic);
         if operator.connection.output.finish == Finish::Close && !operator.connection.input.ended {
             discard_input(operator);
         }
@@ -368,6 +428,18 @@ fn read(operator: &Operator, into: &[IoVec]) -> std::io::Result<(usize, bool)> {
     } else {
         Ok((sys::read_vectored(operator.descriptor(), into)?, false))
     }
+}
+
+/// Whether the socket can be sent from without a copy; it is asked once.
+fn may_lend(operator: &mut Operator) -> bool {
+    let can = operator.connection.output.lending.is_untried().then(|| {
+        // Of unix sockets none can.
+        !operator.is_unix && sys::enable_zero_copy(operator.descriptor()).is_ok()
+    });
+    if let Some(can) = can {
+        operator.connection.output.lending.tried(can);
+    }
+    can.unwrap_or(true)
 }
 
 fn unacknowledged(operator: &Operator) -> u32 {

@@ -15,7 +15,9 @@
 //!
 //! A connection may also begin here: a [`dialer`] connects to several addresses, a [`race`] says when.
 //!
-//! [`connection`], [`link_buffer`], [`race`], [`ring`] and [`timers`] do no I/O and are given the time; only [`sys`]
+//! What is large the kernel may send from where it lies: [`lending`] decides, a [`ledger`] keeps the memory.
+//!
+//! [`connection`], [`ledger`], [`lending`], [`link_buffer`], [`race`], [`ring`] and [`timers`] do no I/O and are given the time; only [`sys`]
 //! speaks to libc.
 
 mod acceptor;
@@ -34,6 +36,9 @@ mod helm;
 mod inbox;
 mod intake;
 mod io;
+mod ledger;
+mod lending;
+mod limbo;
 mod link_buffer;
 mod listener;
 mod loop_driver;
@@ -60,6 +65,7 @@ pub use counters::PollStats;
 pub use dialer::DialOptions;
 pub use driver::{Driver, Driving};
 pub use inbox::LoadBalance;
+pub use lending::ZeroCopy;
 pub use listener::{ListenError, ListenOptions};
 pub use loop_driver::{Look, LoopDriver, LoopTurn, Occasion};
 pub use pin::PinTable;

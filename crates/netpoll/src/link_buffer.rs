@@ -1,9 +1,10 @@
 //! Output that waits for its socket: a chain of ranges and pins.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::barrier::Barrier;
-use crate::block::{BlockTable, Range, MIN_BLOCK};
+use crate::block::{Block, BlockTable, Range, MIN_BLOCK};
 use crate::pin::Pin;
 use crate::sys::IoVec;
 
@@ -31,7 +32,17 @@ pub struct LinkBuffer {
 #[derive(Debug)]
 enum Node {
     Range(Range),
-    Pin { pin: Pin, sent: usize },
+    Pin { pin: Arc<Pin>, sent: usize },
+}
+
+/// What keeps bytes that have left the buffer and that the kernel still sends.
+#[derive(Debug)]
+#[allow(dead_code)] // nobody looks into it, it only has to be there
+pub enum Hold {
+    /// One more reference to their block.
+    Block(Block),
+    /// The pin of which they are part.
+    Pin(Arc<Pin>),
 }
 
 impl LinkBuffer {
@@ -50,12 +61,24 @@ impl LinkBuffer {
     /// Appends pinned memory.
     pub fn push_pin(&mut self, pin: Pin) {
         self.len += pin.len() as u64;
-        self.append(Node::Pin { pin, sent: 0 });
+        self.append(Node::Pin { pin: Arc::new(pin), sent: 0 });
     }
 
     /// Drops the first `n` bytes, and with them the nodes that are used up.
-    pub fn advance(&mut self, mut n: usize) {
-        while let Some(node) = self.nodes.front_mut() {
+    pub fn advance(&mut self, n: usize) {
+        self.pass(n, |_| ());
+    }
+
+    /// Lets go of the first `n` bytes, and returns what keeps them.
+    pub fn lend(&mut self, n: usize) -> Vec<Hold> {
+        let mut held = Vec::new();
+        self.pass(n, |node| held.push(node.hold()));
+        held
+    }
+
+    fn pass(&mut self, mut n: usize, mut passed: impl FnMut(&Node)) {
+        while let Some(node) = self.nodes.front_mut().filter(|_| n > 0) {
+            passed(node);
             let step = n.min(node.len());
             node.advance(step);
             self.len -= step as u64;
@@ -136,6 +159,13 @@ impl Node {
         }
     }
 
+    fn hold(&self) -> Hold {
+        match self {
+            Node::Range(range) => Hold::Block(range.block().clone()),
+            Node::Pin { pin, .. } => Hold::Pin(pin.clone()),
+        }
+    }
+
     /// Drops the first `n` bytes, at most `len()`.
     fn advance(&mut self, n: usize) {
         match self {
@@ -147,11 +177,8 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::barrier::BARRIER_LEN;
-    use crate::block::Block;
     use crate::pin::PinTable;
 
     fn table() -> Arc<BlockTable> {
@@ -240,6 +267,30 @@ mod tests {
         assert_eq!(pins.drain_released(), []);
         buffer.advance(1);
         assert_eq!(pins.drain_released(), [0]);
+    }
+
+    #[test]
+    fn what_is_lent_is_kept_until_nobody_holds_it() {
+        let (table, pins) = (table(), PinTable::new());
+        let mut buffer = LinkBuffer::default();
+        buffer.push(range(&table.alloc(1).unwrap(), 0, b"one"));
+        buffer.push_pin(pin(&pins, b"two"));
+        buffer.push(range(&table.alloc(1).unwrap(), 0, b"three"));
+        let first = buffer.lend(4);
+        let second = buffer.lend(3);
+        assert_eq!((first.len(), second.len(), buffer.len(), gather(&buffer)), (2, 2, 4, b"hree".to_vec()));
+        assert_eq!((table.blocks_out(), pins.drain_released()), (2, vec![]));
+        drop(first);
+        assert_eq!(
+            (table.blocks_out(), pins.drain_released()),
+            (1, vec![]),
+            "the pin's last byte is lent too"
+        );
+        drop(second);
+        assert_eq!((table.blocks_out(), pins.drain_released()), (1, vec![0]), "a part waits to be sent");
+        assert!(buffer.lend(0).is_empty());
+        buffer.clear();
+        assert_eq!(table.blocks_out(), 0);
     }
 
     #[test]

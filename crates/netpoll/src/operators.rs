@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::border::StatusEntry;
 use crate::connection::Connection;
+use crate::limbo::Limbo;
 use crate::server::Server;
 use crate::token::Token;
 
@@ -30,10 +31,6 @@ pub(crate) struct Operator {
 impl Operator {
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
-    }
-
-    pub(crate) fn into_descriptor(self) -> OwnedFd {
-        self.descriptor
     }
 
     /// Whether the poll should read now.
@@ -100,7 +97,10 @@ impl Operators {
         parts: Parts,
         status: impl FnOnce(Token) -> StatusEntry,
     ) -> Option<Token> {
-        let slot = self.free_slot()?;
+        let Some(slot) = self.free_slot() else {
+            Limbo::default().take(parts);
+            return None;
+        };
         let entry = self.slots.get_mut(slot as usize)?;
         entry.generation = Token::next_generation(entry.generation);
         let token = Token { slot, generation: entry.generation };
@@ -160,6 +160,13 @@ impl Operators {
             State::Open(operator) => Some(&**operator),
             State::Free | State::Closed => None,
         })
+    }
+
+    /// Those of which the kernel holds memory, taken out of their slots.
+    pub(crate) fn take_lending(&mut self) -> Vec<Parts> {
+        let lends = |operator: &&Operator| !operator.connection.output.is_settled();
+        let tokens = self.iter().filter(lends).map(|operator| operator.token).collect::<Vec<_>>();
+        tokens.into_iter().filter_map(|token| Some(self.close(token)?.into_parts())).collect()
     }
 
     fn slot(&mut self, token: Token) -> Option<&mut Slot> {

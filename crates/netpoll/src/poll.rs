@@ -16,6 +16,8 @@ use crate::demand::Load;
 use crate::handover::Handover;
 use crate::inbox::Inboxes;
 use crate::io::{Io, Visit};
+use crate::lending::Setting;
+use crate::limbo::{Limbo, LIMBO_DELAY};
 use crate::operators::{Operator, Operators};
 use crate::pin::PinTable;
 use crate::ready_list::ReadyList;
@@ -97,6 +99,7 @@ pub(crate) struct Shared {
     pub(crate) inboxes: Arc<Inboxes>,
     pub(crate) handover: Arc<Handover>,
     pub(crate) doorbell: Doorbell,
+    pub(crate) zero_copy: Arc<Setting>,
 }
 
 #[derive(Debug)]
@@ -126,6 +129,8 @@ pub(crate) struct Poll {
     leaving: Vec<Token>,
     /// Connections that JavaScript has let go of, and by which key.
     released: Vec<(Token, u32)>,
+    /// Connections that are closed, of which the kernel still holds memory.
+    limbo: Limbo,
 }
 
 impl Poll {
@@ -145,7 +150,7 @@ impl Poll {
             is_collected: false,
             submissions: Consumer::new(border.submissions()),
             operators: Operators::new(border.slots()),
-            io: Io::new(registry, &border, shared.table.clone(), counters),
+            io: Io::new(registry, &border, shared.table.clone(), counters, shared.zero_copy.clone()),
             ready: ReadyList::default(),
             dirty: VecDeque::new(),
             acceptors: Vec::new(),
@@ -157,6 +162,7 @@ impl Poll {
             stage: Stage::Serving,
             leaving: Vec::new(),
             released: Vec::new(),
+            limbo: Limbo::default(),
             shared,
         })
     }
@@ -189,6 +195,7 @@ impl Poll {
         more |= !self.dirty.is_empty();
         self.expire_deadlines(now);
         self.relieve(now);
+        self.limbo.settle(now);
         more |= self.move_connections();
         more |= self.move_dials(now);
         self.return_pins();
@@ -265,9 +272,10 @@ impl Poll {
     }
 
     fn close(&mut self, token: Token, cause: Cause) {
-        if let Some(operator) = self.operators.close(token) {
+        if let Some(mut operator) = self.operators.close(token) {
             operator.moving_to.inspect(|target| self.shared.inboxes.came(*target));
-            self.io.close(&operator, cause);
+            self.io.close(&mut operator, cause);
+            self.limbo.take(operator.into_parts());
         }
         self.rest_without_connections();
     }
@@ -442,12 +450,13 @@ impl Poll {
         let waits = self.ready.len() > 0 || self.acceptors.iter().any(|acceptor| acceptor.is_ready);
         let relieves = self.shared.table.pressure() >= Pressure::Scarce;
         let retry = (self.is_held && waits || relieves).then(|| now + SCARCITY_DELAY);
-        [self.timers.next(), self.announce_at, self.scarcity.due(), retry].into_iter().flatten().min()
+        let look = (!self.limbo.is_empty()).then(|| now + LIMBO_DELAY);
+        [self.timers.next(), self.announce_at, self.scarcity.due(), retry, look].into_iter().flatten().min()
     }
 }
 
 /// Errors and hang-ups are only reasons to read and to send: what those come to decides. A connection
-/// with a pending zero-copy completion looks broken and is not.
+/// of which the error queue tells that a send without a copy is done looks broken and is not.
 fn take_event(operator: &mut Operator, event: &mio::event::Event, io: &mut Io, dirty: &mut VecDeque<Token>) {
     if event.is_read_closed() {
         operator.connection.input.hang_up = true;
@@ -458,6 +467,9 @@ fn take_event(operator: &mut Operator, event: &mio::event::Event, io: &mut Io, d
     }
     if event.is_readable() || event.is_read_closed() || event.is_error() {
         operator.connection.input.ready = true;
+    }
+    if event.is_error() && operator.connection.output.lending.notice() {
+        mark_dirty(dirty, operator);
     }
     if (event.is_writable() || event.is_error()) && operator.connection.output.is_blocked {
         io.unblock(operator);

@@ -19,6 +19,7 @@ use crate::driver::{Drive, Driven, Driver, Driving, Outside};
 use crate::handover::Handover;
 use crate::helm::Side;
 use crate::inbox::{Command, Inboxes, LoadBalance, MAX_POLLS};
+use crate::lending::ZeroCopy;
 use crate::listener::{ListenError, ListenOptions, Listener};
 use crate::loop_driver::LoopDriver;
 use crate::pin::PinTable;
@@ -98,7 +99,14 @@ impl PollManager {
         let inboxes = Arc::new(Inboxes::new(borders.first().map_or(0, Border::slots)));
         let (table, pins, doorbell) = (table.clone(), pins.clone(), doorbell.clone());
         let manager = PollManager {
-            shared: Shared { table, pins, inboxes, handover: Arc::<Handover>::default(), doorbell },
+            shared: Shared {
+                table,
+                pins,
+                inboxes,
+                handover: Arc::<Handover>::default(),
+                doorbell,
+                zero_copy: Arc::default(),
+            },
             listeners: Mutex::default(),
             next_listener: AtomicU32::new(0),
             threads: Mutex::new(Threads { berths: Vec::new(), sender, done, running: 0 }),
@@ -203,6 +211,11 @@ impl PollManager {
     /// How the polls of new connections are chosen from now on.
     pub fn set_load_balance(&self, balance: LoadBalance) {
         self.shared.inboxes.set_balance(balance);
+    }
+
+    /// Whether large output is sent without a copy from now on.
+    pub fn set_zero_copy(&self, zero_copy: ZeroCopy) {
+        self.shared.zero_copy.set(zero_copy);
     }
 
     /// Wakes a poll that sleeps.
@@ -318,7 +331,7 @@ impl PollManager {
         self.ask_to_stop(&threads);
         threads.berths.iter_mut().for_each(Berth::join);
         // What was on its way to a poll has a descriptor too.
-        (0..MAX_POLLS).for_each(|poll| drop(self.shared.inboxes.close(poll)));
+        (0..MAX_POLLS).flat_map(|poll| self.shared.inboxes.close(poll)).for_each(Command::discard);
         lock(&self.listeners).drain().for_each(|(_, entry)| entry.listener.close());
     }
 

@@ -142,6 +142,7 @@ mod tests {
                 inboxes: inboxes.clone(),
                 handover: Arc::default(),
                 doorbell: doorbell.clone(),
+                zero_copy: Arc::default(),
             };
             let (sender, done) = channel();
             let outside = Outside { border, doorbell, counters: Arc::default(), done: sender };

@@ -16,7 +16,7 @@ impl Poll {
     pub(super) fn give_away(&mut self, token: Token) {
         if let Some(operator) = self.operators.close(token) {
             operator.moving_to.inspect(|target| self.shared.inboxes.came(*target));
-            let fd = self.shared.handover.offer(self.index, self.io.release(*operator));
+            let fd = self.shared.handover.offer(self.index, self.io.release(*operator).descriptor);
             self.io.tell(Completion::Detached { token, descriptor: fd as u32 });
         }
         self.rest_without_connections();

@@ -16,6 +16,7 @@
 use super::{arm, mark_dirty, Poll};
 use crate::border::Retired;
 use crate::inbox::Command;
+use crate::limbo::Limbo;
 use crate::operators::Parts;
 use crate::record::{Cause, Completion};
 use crate::token::Token;
@@ -33,6 +34,13 @@ pub(crate) struct Arrival {
     flags: u32,
     /// By which JavaScript knows it meanwhile.
     key: u32,
+}
+
+impl Arrival {
+    /// Nobody takes it in.
+    pub(crate) fn discard(self) {
+        Limbo::default().take(self.parts);
+    }
 }
 
 /// What a poll is about.
@@ -92,7 +100,7 @@ impl Poll {
         self.released.swap_remove(place);
         if let Some(operator) = self.operators.close(token) {
             operator.moving_to.inspect(|target| self.shared.inboxes.came(*target));
-            drop(self.io.release(*operator));
+            self.limbo.take(self.io.release(*operator));
         }
         self.operators.acknowledge(token)
     }
@@ -125,7 +133,7 @@ impl Poll {
     pub(super) fn arrive(&mut self, arrival: Arrival) {
         let Arrival { parts, remote, local, flags, key } = arrival;
         let (server, border) = (parts.server.clone(), self.border);
-        let (delivered, sent) = (parts.connection.input.delivered, parts.connection.output.sent);
+        let (delivered, sent) = (parts.connection.input.delivered, parts.connection.output.settled());
         let open = |token| {
             border.open_slot(token, remote, local);
             let status = border.status(token);
@@ -170,6 +178,7 @@ impl Poll {
             && self.operators.taken() == 0
             && self.acceptors.is_empty()
             && self.dials.len() == 0
+            && self.limbo.is_empty()
             && !self.io.is_backlogged()
             && self.shared.inboxes.shut(self.index);
         if is_done {
@@ -194,6 +203,7 @@ impl Poll {
                 Command::Arrive(arrival) => {
                     self.shared.inboxes.came(self.index);
                     arrival.parts.server.dismiss();
+                    arrival.discard();
                 }
                 // JavaScript knows which poll its dials are at.
                 Command::Serve(..)
@@ -211,5 +221,6 @@ impl Poll {
         }
         self.io.counters.connections.set(0);
         self.shared.table.rations.leave(self.index);
+        self.limbo.part_with(self.operators.take_lending());
     }
 }

@@ -14,3 +14,4 @@ mod moving;
 mod peer;
 mod reading;
 mod writing;
+mod zero_copy;

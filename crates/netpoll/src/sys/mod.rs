@@ -6,6 +6,7 @@
 mod inherited;
 mod memory;
 mod socket;
+mod zero_copy;
 
 pub use inherited::inherited_listener;
 pub use memory::{memory_limit, Mapping};
@@ -13,14 +14,15 @@ pub use socket::{
     abort_on_close, accept, discard_input, read_vectored, receive_cut, send_vectored, set_user_timeout,
     shutdown_write, tcp_info, unacknowledged, IoVec, TcpInfo,
 };
+pub use zero_copy::{disconnect, enable_zero_copy, receive_report, send_zero_copy, Report};
 
 /// Error numbers that mean something to the modules above.
 pub use libc::{
     EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EBADF, ECANCELED, ECONNABORTED, ECONNREFUSED, EHOSTUNREACH,
-    EINPROGRESS, EINVAL, EIO, EMFILE, ENETDOWN, ENETUNREACH, ENOTCONN, ENOTSOCK, EOPNOTSUPP, EPROTO,
+    EINPROGRESS, EINVAL, EIO, EMFILE, ENETDOWN, ENETUNREACH, ENOBUFS, ENOTCONN, ENOTSOCK, EOPNOTSUPP, EPROTO,
 };
 #[cfg(test)]
-pub use libc::{ENFILE, ENOBUFS, ENOMEM};
+pub use libc::{ENFILE, ENOMEM};
 
 use std::ffi::{c_void, CStr};
 use std::mem::MaybeUninit;
@@ -71,6 +73,17 @@ pub fn block_signals() {
         libc::sigfillset(all.as_mut_ptr());
         libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), ptr::null_mut());
     }
+}
+
+/// Gives this thread a network of its own, with a loopback interface, and so many bytes for the control data of each
+/// socket. False where that is not allowed. It ends with the thread.
+#[cfg(test)]
+pub fn in_own_network(control_bytes: u32) -> bool {
+    // SAFETY: the call takes no pointer, and concerns this thread alone.
+    let is_own = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;
+    let up = || std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    let limit = || std::fs::write("/proc/sys/net/core/optmem_max", control_bytes.to_string());
+    is_own && up().is_ok_and(|status| status.success()) && limit().is_ok()
 }
 
 #[cfg(test)]

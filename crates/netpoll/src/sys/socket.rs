@@ -154,7 +154,7 @@ pub fn unacknowledged(fd: BorrowedFd<'_>) -> io::Result<u32> {
 }
 
 /// Of the pieces alone, without an address and control data.
-fn message(pieces: &[IoVec]) -> libc::msghdr {
+pub(super) fn message(pieces: &[IoVec]) -> libc::msghdr {
     // SAFETY: a msghdr of zeros is a valid message without address, control data and pieces.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = pieces.as_ptr().cast_mut().cast();

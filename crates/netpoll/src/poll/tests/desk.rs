@@ -18,6 +18,7 @@ use crate::demand::Load;
 use crate::dialer::{DialOptions, Request};
 use crate::handover::Handover;
 use crate::inbox::{Command, Inboxes};
+use crate::lending::{Setting, ZeroCopy};
 use crate::listener::{ListenOptions, Listener};
 use crate::operators::Operator;
 use crate::pin::PinTable;
@@ -67,6 +68,7 @@ pub(super) struct Plan {
     pub(super) max_connections: u32,
     pub(super) announce_accept: bool,
     pub(super) send_buffer: Option<usize>,
+    pub(super) zero_copy: ZeroCopy,
 }
 
 impl Default for Plan {
@@ -80,6 +82,7 @@ impl Default for Plan {
             max_connections: 0,
             announce_accept: true,
             send_buffer: None,
+            zero_copy: ZeroCopy::Off,
         }
     }
 }
@@ -220,12 +223,15 @@ impl Desk {
         polls.iter().enumerate().for_each(|(index, poll)| inboxes.open(index, waker(poll)));
         let doorbell = Doorbell::new(scheduled, ring);
         let handover = Arc::<Handover>::default();
+        let zero_copy = Arc::<Setting>::default();
+        zero_copy.set(plan.zero_copy);
         let shared = Shared {
             table: table.clone(),
             pins: pins.clone(),
             inboxes: inboxes.clone(),
             handover: handover.clone(),
             doorbell,
+            zero_copy: zero_copy.clone(),
         };
         let seat = |(index, mio)| Seat::new(index, mio, &plan, shared.clone());
         Desk {
