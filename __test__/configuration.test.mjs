@@ -32,6 +32,8 @@ const wrong = [
   [{ busyPoll: 1001 }, 'ERR_OUT_OF_RANGE'],
   [{ busyPoll: 0.5 }, 'ERR_OUT_OF_RANGE'],
   [{ busyPoll: '50' }, 'ERR_INVALID_ARG_TYPE'],
+  [{ zeroCopy: 'sometimes' }, 'ERR_INVALID_ARG_VALUE'],
+  [{ zeroCopy: true }, 'ERR_INVALID_ARG_VALUE'],
   [{ debug: 1 }, 'ERR_INVALID_ARG_TYPE'],
   [{ memory: 1 << 30 }, 'ERR_INVALID_ARG_VALUE'],
   [null, 'ERR_INVALID_ARG_TYPE'],
@@ -76,8 +78,8 @@ test('configure() comes before the first listener', async (t) => {
 })
 
 test('stats() are all 0 before the first listener', async (t) => {
-  const { polls, ...counts } = await told(t, `console.log(JSON.stringify(stats()))`)
-  t.deepEqual(polls, [])
+  const { polls, zeroCopy, ...counts } = await told(t, `console.log(JSON.stringify(stats()))`)
+  t.deepEqual([polls, zeroCopy], [[], { sent: 0, copied: 0, fallbacks: 0 }])
   t.true(Object.keys(counts).length >= 10)
   t.deepEqual([...new Set(Object.values(counts))], [0])
 })
@@ -129,6 +131,14 @@ for (const entries of ['7', '12', '0', '4', '-8', 'many', '8.5', '2097152']) {
     t.regex(stderr, /NETPOLL_RING_ENTRIES/)
   })
 }
+
+test('NETPOLL_ZERO_COPY=sometimes is refused when it is needed', async (t) => {
+  const { code, stderr } = await run(`createListener('tcp', '127.0.0.1:0')`, {
+    env: { ...process.env, NETPOLL_ZERO_COPY: 'sometimes' },
+  })
+  t.is(code, 1)
+  t.regex(stderr, /ERR_INVALID_ARG_VALUE.*NETPOLL_ZERO_COPY/s)
+})
 
 test('a package without its native part says what it has not, where, and what helps', async (t) => {
   const copy = mkdtempSync(join(tmpdir(), 'netpoll-copy-'))

@@ -8,6 +8,9 @@ export type LoadBalance = 'round-robin' | 'random' | 'least-connections'
 /** Who runs the turns of polls. */
 export type Driver = 'adaptive' | 'loop' | 'thread'
 
+/** Whether large output is sent from where it lies: docs/zero_copy.md. */
+export type ZeroCopy = 'auto' | 'always' | 'off'
+
 /** Polls that an environment may have. */
 const MAX_LOOPS = 64
 
@@ -34,6 +37,12 @@ export interface Configuration {
    * closely than that; 0 to 1000. A thread does so only where a core is to spare. Default: 50; 0 = never.
    */
   busyPoll?: number
+  /**
+   * Whether the kernel sends 64 KiB and more from where they lie (MSG_ZEROCOPY): `'off'`, `'auto'` (each connection
+   * until the kernel reports that it had to copy all the same), or `'always'`. What is sent so counts as pending until
+   * the peer's kernel has acknowledged it. Default: NETPOLL_ZERO_COPY, or `'off'`. See docs/zero_copy.md.
+   */
+  zeroCopy?: ZeroCopy
   /** Views are copies that release() detaches, so that late use is seen at once. Default: NETPOLL_DEBUG=1. */
   debug?: boolean
 }
@@ -47,12 +56,16 @@ export const loadBalance = oneOf('round-robin', 'random', 'least-connections')
 /** @internal */
 export const driver = oneOf('adaptive', 'loop', 'thread')
 
+/** @internal */
+export const zeroCopy = oneOf('auto', 'always', 'off')
+
 const OPTIONS = {
   numLoops,
   loadBalance,
   maxMemory: integer(16 << 20, Number.MAX_SAFE_INTEGER),
   driver,
   busyPoll: integer(0, 1000),
+  zeroCopy,
   debug: boolean,
 }
 
@@ -66,6 +79,7 @@ export const configuration = {
   /** undefined = the default. */
   driver: undefined as Driver | undefined,
   busyPoll: 50,
+  zeroCopy: undefined as ZeroCopy | undefined,
   debug: process.env.NETPOLL_DEBUG === '1',
   /** The environment is open. */
   inUse: false,
@@ -96,5 +110,6 @@ export function configure(options: Configuration): void {
   configuration.driver = options.driver ?? configuration.driver
   configuration.busyPoll = options.busyPoll ?? configuration.busyPoll
   configuration.maxMemory = options.maxMemory ?? configuration.maxMemory
+  configuration.zeroCopy = options.zeroCopy ?? configuration.zeroCopy
   configuration.debug = options.debug ?? configuration.debug
 }

@@ -63,7 +63,7 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     return (this.state & State.CLOSED) !== 0 ? this.finalRead : this.poll.count(this.slot, Status.READ)
   }
 
-  /** Bytes that the kernel has taken. */
+  /** Bytes that the kernel has taken; of those sent without a copy, the ones whose memory it needs no more. */
   get bytesWritten(): number {
     return (this.state & State.CLOSED) !== 0 ? this.finalSent : this.poll.count(this.slot, Status.SENT)
   }
@@ -153,8 +153,9 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
   }
 
   /**
-   * Resolves when the kernel has taken all that was flushed so far; rejects with the cause when the connection
-   * ends first.
+   * Resolves when the kernel has taken all that was flushed so far, and needs no more the memory of what it sends without
+   * a copy (`configure({ zeroCopy })`): from then on a Buffer of writeBinary() may be changed. Rejects with the cause
+   * when the connection ends first.
    */
   flushed(): Promise<void> {
     if ((this.state & (State.CLOSING | State.CLOSED)) !== 0) return Promise.reject(this.failure())

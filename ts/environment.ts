@@ -1,6 +1,6 @@
 import type { Connection } from './connection.js'
 import { checkInteger, invalidValue } from './arguments.js'
-import { configuration, driver, numLoops, type Driver } from './configuration.js'
+import { configuration, driver, numLoops, zeroCopy, type Driver, type ZeroCopy } from './configuration.js'
 import { NetpollError, systemError } from './errors.js'
 import { Chunks, Memory } from './memory.js'
 import { binding, hasLoopDriver, type NativeEnvironment } from './native.js'
@@ -80,6 +80,7 @@ export class Environment {
 
   constructor() {
     configuration.inUse = true
+    const lends = configuration.zeroCopy ?? zeroCopyOf(process.env.NETPOLL_ZERO_COPY)
     const count = configuration.numLoops || numLoopsOf(process.env.NETPOLL_NUM_LOOPS)
     for (let index = 0; index < count; index++) this.polls.push(this.newPoll(index))
     const options = {
@@ -94,6 +95,7 @@ export class Environment {
     }
     this.native = new binding.Environment(options, this.drain)
     this.native.setLoadBalance(configuration.loadBalance)
+    this.native.setZeroCopy(lends)
     this.chunks = new Chunks(this.native)
     for (const poll of this.berths) this.giveMemory(poll)
     this.memory = this.polls[0]!.memory
@@ -351,6 +353,12 @@ function numLoopsOf(text: string | undefined): number {
   const count = Number(text)
   numLoops(count, 'NETPOLL_NUM_LOOPS')
   return count
+}
+
+function zeroCopyOf(text: string | undefined): ZeroCopy {
+  if (text === undefined) return 'off'
+  zeroCopy(text, 'NETPOLL_ZERO_COPY')
+  return text as ZeroCopy
 }
 
 function driverOf(text: string | undefined): Driver {

@@ -1,5 +1,5 @@
 /** cloudwego/netpoll for Node: see README.md. */
-export { configure, type Configuration, type LoadBalance } from './configuration.js'
+export { configure, type Configuration, type LoadBalance, type ZeroCopy } from './configuration.js'
 export type { Connection } from './connection.js'
 export type { Delimiter } from './delimiter.js'
 export type { Detached } from './detachment.js'
@@ -30,5 +30,5 @@ export {
   type ReaderFromOptions,
   type StreamWriter,
 } from './streams.js'
-export { stats, type PollStatistics, type Statistics } from './statistics.js'
+export { stats, type PollStatistics, type Statistics, type ZeroCopyStatistics } from './statistics.js'
 export type { Writer } from './writer.js'

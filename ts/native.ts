@@ -89,6 +89,12 @@ export interface PollStats {
   staleRecords: number
   flips: number
   isOnThread: boolean
+  /** Of `sends`, those from the memory itself, without a copy. */
+  lent: number
+  /** Of `lent`, those that the kernel had to copy all the same. */
+  copied: number
+  /** Of `sends`, those with a copy for want of room in the kernel. */
+  fallbacks: number
 }
 
 export interface NativeStats {
@@ -134,6 +140,8 @@ export interface NativeEnvironment {
   endPoll(poll: number): void
   setLoadBalance(kind: string): void
   /** What a poll that the loop drives is to send is sent before this returns. */
+  /** `'off'` until then. */
+  setZeroCopy(kind: string): void
   wake(poll: number): void
   /** A poll that the loop drives notices ends that have come: the status table tells of them. */
   look(poll: number): void

@@ -8,6 +8,16 @@ export interface PollStatistics extends Omit<PollStats, 'isOnThread'> {
   flips: number
 }
 
+/** Calls that sent 64 KiB or more at once; what becomes of those that are under way is counted when it is known. */
+export interface ZeroCopyStatistics {
+  /** Without a copy. */
+  sent: number
+  /** Of these, those that the kernel reports to have copied all the same, as on the same machine it always does. */
+  copied: number
+  /** With a copy, for the kernel had no room for one more without: net.core.optmem_max, RLIMIT_MEMLOCK. */
+  fallbacks: number
+}
+
 /** Counts since the start of this Node environment, except where they say what is so now. */
 export interface Statistics {
   /** Open now. */
@@ -27,6 +37,8 @@ export interface Statistics {
   maxMemory: number
   /** Buffers of users that are being sent now. */
   pinnedSends: number
+  /** Of `configure({ zeroCopy })`: docs/zero_copy.md. */
+  zeroCopy: ZeroCopyStatistics
   /** Those that are there now; the sums above are also of those that setNumLoops() has ended. */
   polls: PollStatistics[]
 }
@@ -48,6 +60,11 @@ export function stats(): Statistics {
     syscalls: sum((poll) => poll.reads + poll.sends + poll.accepts),
     ...memory,
     pinnedSends: pins,
+    zeroCopy: {
+      sent: sum((poll) => poll.lent),
+      copied: sum((poll) => poll.copied),
+      fallbacks: sum((poll) => poll.fallbacks),
+    },
     polls: polls.slice(0, present).map(({ isOnThread, ...poll }) => ({
       ...poll,
       driver: isOnThread ? ('thread' as const) : ('loop' as const),

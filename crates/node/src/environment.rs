@@ -12,6 +12,7 @@ use napi::{sys, Env, Error, JsValue, Result, Status};
 use napi_derive::napi;
 use netpoll::{
     Block, BlockTable, Border, Doorbell, Driver, Driving, LoadBalance, PinTable, PollManager, Server,
+    ZeroCopy,
 };
 
 use crate::doorbell::Bell;
@@ -158,6 +159,16 @@ impl Environment {
             "random" => LoadBalance::Random,
             "least-connections" => LoadBalance::LeastConnections,
             _ => LoadBalance::RoundRobin,
+        });
+    }
+
+    /// 'off', 'auto' or 'always'.
+    #[napi(catch_unwind)]
+    pub fn set_zero_copy(&self, kind: String) {
+        self.manager.set_zero_copy(match kind.as_str() {
+            "auto" => ZeroCopy::Auto,
+            "always" => ZeroCopy::Always,
+            _ => ZeroCopy::Off,
         });
     }
 

@@ -225,6 +225,9 @@ pub struct PollCounters {
     pub stale_records: f64,
     pub flips: f64,
     pub is_on_thread: bool,
+    pub lent: f64,
+    pub copied: f64,
+    pub fallbacks: f64,
 }
 
 impl From<PollStats> for PollCounters {
@@ -241,6 +244,9 @@ impl From<PollStats> for PollCounters {
             stale_records: stats.stale_records as f64,
             flips: stats.flips as f64,
             is_on_thread: stats.is_on_thread,
+            lent: stats.lent as f64,
+            copied: stats.copied as f64,
+            fallbacks: stats.fallbacks as f64,
         }
     }
 }
