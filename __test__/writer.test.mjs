@@ -445,6 +445,23 @@ test.serial(
   },
 )
 
+test.serial(
+  'what one connection has read is sent by another from where it lies, without a copy',
+  async (t) => {
+    const both = await stalled(t)
+    const { writer, filling } = both
+    const source = await pair(t)
+    await send(source.peer, Buffer.alloc(KIB, 'before'))
+    await source.reader.waitRead(KIB)
+    const view = source.reader.peek(KIB)
+    writer.append(source.reader.slice(KIB))
+    writer.flush()
+    // Nobody should; but it shows that these very bytes are sent.
+    view.fill('after')
+    t.true((await flushed(both)).equals(Buffer.concat([filling, Buffer.alloc(KIB, 'after')])))
+  },
+)
+
 test.serial('shared and resizable memory is copied, whatever its size', async (t) => {
   const both = await stalled(t)
   const { writer, filling } = both
