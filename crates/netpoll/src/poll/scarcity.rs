@@ -226,7 +226,7 @@ impl Worst {
         let mut worst = Worst::default();
         for operator in operators {
             let (input, output) = (&operator.connection.input, &operator.connection.output);
-            let pending = output.queue.len();
+            let pending = output.pending();
             worst.output += pending;
             note(&mut worst.pending, pending, operator);
             if output.blocked_since.is_some_and(|since| now >= since + BLOCKED_PATIENCE) {
