@@ -19,6 +19,11 @@ async function echoWorker(clients = 0) {
   return { worker, port }
 }
 
+/** MiB of address space. */
+function mapped() {
+  return Number(/^VmSize:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]) / 1024
+}
+
 function threads() {
   return readdirSync('/proc/self/task').length
 }
@@ -146,8 +151,6 @@ test.serial('a process whose worker throws unheard ends with code 1', async (t) 
 })
 
 test.serial('the memory of workers that have ended is unmapped', async (t) => {
-  const mapped = () =>
-    Number(/^VmSize:\s+(\d+) kB/m.exec(readFileSync('/proc/self/status', 'utf8'))[1]) / 1024
   const few = async (count) => {
     for (let i = 0; i < count; i++) {
       const { worker, port } = await echoWorker()
