@@ -175,12 +175,27 @@ test('a tcp listener without a host takes IPv4 and IPv6, with ipv6Only IPv6 alon
   }
 })
 
+/** A listener on a port of IPv6 and a server of net on the same port of IPv4, which others may have taken. */
+async function bothFamilies() {
+  for (let attempt = 0; attempt < 20; attempt++) {
+    const listener = createListener('tcp6', ':0')
+    try {
+      return [listener, await netServer(listener.address().port, '127.0.0.1')]
+    } catch (error) {
+      listener.close()
+      if (error.code !== 'EADDRINUSE') throw error
+    }
+  }
+  throw new Error('no port is free for IPv4 beside a listener of IPv6')
+}
+
 test('tcp6 takes no IPv4', async (t) => {
-  const listener = createListener('tcp6', ':0')
-  const socket = net.connect(listener.address().port, '127.0.0.1')
-  const [error] = await once(socket, 'error')
-  t.is(error.code, 'ECONNREFUSED')
-  listener.close()
+  const [listener, server] = await bothFamilies()
+  const socket = net.connect(server.address().port, '127.0.0.1')
+  const [accepted] = await once(server, 'connection')
+  t.is(accepted.remotePort, socket.localPort)
+  for (const end of [socket, accepted]) end.destroy()
+  for (const end of [server, listener]) end.close()
 })
 
 // ---- names
