@@ -148,18 +148,8 @@ mod tests {
     }
 
     fn acceptor_at(network: &str, address: &str, max_connections: u32) -> Acceptor {
-        let options = ListenOptions {
-            backlog: 8,
-            reuse_port: false,
-            ipv6_only: false,
-            no_delay: true,
-            keep_alive: false,
-            recv_buffer: None,
-            send_buffer: None,
-            unlink: false,
-        };
         let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
-        let listener = Listener::bind(3, network, address, &options).unwrap();
+        let listener = Listener::bind(3, network, address, &ListenOptions::PLAIN).unwrap();
         Acceptor::new(Arc::new(listener), Arc::new(Server::new(1, limits, max_connections, true)))
     }
 

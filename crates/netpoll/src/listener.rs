@@ -35,6 +35,21 @@ pub struct ListenOptions {
     pub unlink: bool,
 }
 
+#[cfg(test)]
+impl ListenOptions {
+    /// What tests need, who add what they are about.
+    pub(crate) const PLAIN: ListenOptions = ListenOptions {
+        backlog: 8,
+        reuse_port: false,
+        ipv6_only: false,
+        no_delay: true,
+        keep_alive: false,
+        recv_buffer: None,
+        send_buffer: None,
+        unlink: false,
+    };
+}
+
 /// Why there is no listener.
 #[derive(Debug)]
 pub enum ListenError {

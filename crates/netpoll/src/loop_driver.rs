@@ -178,17 +178,7 @@ mod tests {
             let manager =
                 PollManager::start(&borders, &doorbell, &BlockTable::new(8 << 20), &PinTable::new(), driving)
                     .unwrap();
-            let options = ListenOptions {
-                backlog: 8,
-                reuse_port: false,
-                ipv6_only: false,
-                no_delay: true,
-                keep_alive: false,
-                recv_buffer: None,
-                send_buffer: None,
-                unlink: false,
-            };
-            let listening = manager.listen("tcp", "127.0.0.1:0", &options).unwrap();
+            let listening = manager.listen("tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap();
             let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
             manager.serve(listening.id, &Arc::new(Server::new(0, limits, 0, true))).unwrap();
             let driver = manager.loop_driver(0).unwrap();

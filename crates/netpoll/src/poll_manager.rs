@@ -396,17 +396,6 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    const OPTIONS: ListenOptions = ListenOptions {
-        backlog: 8,
-        reuse_port: false,
-        ipv6_only: false,
-        no_delay: true,
-        keep_alive: false,
-        recv_buffer: None,
-        send_buffer: None,
-        unlink: false,
-    };
-
     fn leak(words: usize) -> &'static [AtomicU32] {
         Box::leak((0..words).map(|_| AtomicU32::new(0)).collect())
     }
@@ -479,7 +468,7 @@ mod tests {
     #[test]
     fn connections_are_spread_over_the_polls() {
         let manager = start(2);
-        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        let listening = manager.listen("tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap();
         assert!(manager.serve(listening.id, &server()).is_some());
         let _clients = [(); 6].map(|()| connect(&listening));
         until("all are accepted", || open_connections(&manager) == [3, 3]);
@@ -488,7 +477,8 @@ mod tests {
     #[test]
     fn join_closes_every_connection_and_every_listener() {
         let manager = start(2);
-        let listening = [(); 3].map(|()| manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap());
+        let listening =
+            [(); 3].map(|()| manager.listen("tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap());
         // The last one is never served.
         listening[..2].iter().for_each(|listening| assert!(manager.serve(listening.id, &server()).is_some()));
         let mut clients = [0, 0, 0, 1].map(|which| connect(&listening[which]));
@@ -519,7 +509,7 @@ mod tests {
     #[test]
     fn stop_waits_for_the_polls_and_can_be_asked_again() {
         let manager = start(2);
-        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        let listening = manager.listen("tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap();
         assert!(manager.serve(listening.id, &server()).is_some());
         let mut client = connect(&listening);
         until("it is accepted", || open_connections(&manager).iter().sum::<u64>() == 1);
@@ -530,7 +520,7 @@ mod tests {
     #[test]
     fn a_client_that_came_before_serve_is_served() {
         let manager = start(1);
-        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        let listening = manager.listen("tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap();
         let _client = connect(&listening);
         assert!(manager.serve(listening.id, &server()).is_some());
         until("it is accepted", || open_connections(&manager) == [1]);
@@ -539,7 +529,7 @@ mod tests {
     #[test]
     fn a_listener_is_served_once_and_an_unknown_one_never() {
         let manager = start(1);
-        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        let listening = manager.listen("tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap();
         let outcomes = [listening.id, listening.id, 77].map(|id| manager.serve(id, &server()));
         assert_eq!(outcomes, [Some(0), None, None]);
         manager.close_listener(listening.id);
@@ -550,41 +540,45 @@ mod tests {
     #[test]
     fn the_port_of_a_closed_listener_is_free_at_once() {
         let manager = start(1);
-        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        let listening = manager.listen("tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap();
         assert!(manager.serve(listening.id, &server()).is_some());
         manager.close_listener(listening.id);
         let again = format!("127.0.0.1:{}", listening.endpoint.port);
-        manager.listen("tcp", &again, &OPTIONS).unwrap();
+        manager.listen("tcp", &again, &ListenOptions::PLAIN).unwrap();
     }
 
     #[test]
     fn a_port_in_use_is_told_as_such() {
         let manager = start(1);
-        let listening = manager.listen("tcp", "127.0.0.1:0", &OPTIONS).unwrap();
+        let listening = manager.listen("tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap();
         let again = format!("127.0.0.1:{}", listening.endpoint.port);
-        assert_eq!(errno(manager.listen("tcp", &again, &OPTIONS)), io::ErrorKind::AddrInUse);
+        assert_eq!(errno(manager.listen("tcp", &again, &ListenOptions::PLAIN)), io::ErrorKind::AddrInUse);
     }
 
     #[test]
     fn a_path_that_exists_is_in_use_and_stays_unless_it_is_a_stale_socket() {
         let manager = start(1);
-        let unlinking = ListenOptions { unlink: true, ..OPTIONS };
+        let unlinking = ListenOptions { unlink: true, ..ListenOptions::PLAIN };
         let path = path("path");
         let listen = |options| manager.listen("unix", path.to_str().unwrap(), options);
 
         std::fs::write(&path, "precious").unwrap();
-        for options in [&OPTIONS, &unlinking] {
+        for options in [&ListenOptions::PLAIN, &unlinking] {
             assert_eq!(errno(listen(options)), io::ErrorKind::AddrInUse, "a file is no stale socket");
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
         std::fs::remove_file(&path).unwrap();
 
         let alive = UnixListener::bind(&path).unwrap();
-        for options in [&OPTIONS, &unlinking] {
+        for options in [&ListenOptions::PLAIN, &unlinking] {
             assert_eq!(errno(listen(options)), io::ErrorKind::AddrInUse, "somebody answers there");
         }
         drop(alive);
-        assert_eq!(errno(listen(&OPTIONS)), io::ErrorKind::AddrInUse, "nobody asked to remove it");
+        assert_eq!(
+            errno(listen(&ListenOptions::PLAIN)),
+            io::ErrorKind::AddrInUse,
+            "nobody asked to remove it"
+        );
         let listening = listen(&unlinking).unwrap();
 
         manager.close_listener(listening.id);

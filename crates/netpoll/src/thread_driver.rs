@@ -157,18 +157,8 @@ mod tests {
 
         /// A client that has been accepted.
         fn connect(&self) -> TcpStream {
-            let options = ListenOptions {
-                backlog: 8,
-                reuse_port: false,
-                ipv6_only: false,
-                no_delay: true,
-                keep_alive: false,
-                recv_buffer: None,
-                send_buffer: None,
-                unlink: false,
-            };
             let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
-            let listener = Arc::new(Listener::bind(0, "tcp", "127.0.0.1:0", &options).unwrap());
+            let listener = Arc::new(Listener::bind(0, "tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap());
             let address = SocketAddr::from(([127, 0, 0, 1], listener.endpoint.port));
             self.inboxes.send(0, Command::Serve(listener, Arc::new(Server::new(0, limits, 0, true))));
             let client = TcpStream::connect(address).unwrap();
