@@ -6,7 +6,7 @@ import { measureSilence } from './measures/silence.mjs'
 const load = {
   measure: measureLoad,
   figures: ['throughput', 'p50', 'p99', 'p999', 'cpu', 'js', 'heap', 'gc', 'rss', 'loadBusy'],
-  ratios: { net: ['throughput', 'cpu', 'js'], floor: ['throughput', 'cpu'] },
+  ratios: { net: ['throughput', 'p50', 'p99', 'cpu', 'js'], floor: ['throughput', 'cpu'] },
   judged: ['throughput', 'cpu'],
 }
 
@@ -27,7 +27,7 @@ export const kinds = {
   client: {
     measure: measureClient,
     figures: ['throughput', 'p50', 'p99', 'p999', 'cpu', 'js', 'loadCpu'],
-    ratios: { net: ['throughput', 'cpu', 'loadCpu'], floor: ['throughput'] },
+    ratios: { net: ['throughput', 'p50', 'p99', 'cpu', 'loadCpu'], floor: ['throughput'] },
     judged: ['throughput', 'cpu', 'loadCpu'],
   },
   timers: {

@@ -10,13 +10,14 @@ export function summary({ machine, settings, scenarios }) {
   const head = [
     'scenario',
     'requests/s ÷ net',
+    'p50 ÷ net',
     'CPU/request ÷ net',
     "JS thread's CPU ÷ net",
     'CPU/request ÷ floor',
   ]
   const rows = scenarios.map(({ title, peers: { netpoll } }) => {
     const { to_net: net, to_floor: floor } = netpoll
-    return [title, ...[net.throughput, net.cpu, net.js, floor?.cpu].map(ratio)]
+    return [title, ...[net.throughput, net.p50, net.cpu, net.js, floor?.cpu].map(ratio)]
   })
   return `<!-- benchmark -->
 

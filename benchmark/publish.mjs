@@ -8,7 +8,9 @@ const results = JSON.parse(readFileSync(file('benchmark/results/latest.json'), '
 
 /** One of each kind; the whole table is in docs/benchmark.md. */
 const SHOWN = [
+  'client 1 KiB',
   'echo 1 KiB, 1 connection',
+  'echo 1 KiB, 4 connections',
   'echo 1 KiB, 100 connections',
   'echo 1 KiB, 1000 connections',
   'frame 256 B, 64 connections, 8 in flight',

@@ -22,14 +22,18 @@ export interface Configuration {
    * docs/architecture.md. Default: a quarter of the memory of the cgroup or the machine; 16 MiB at least.
    */
   maxMemory?: number
-  /** Polls, each of which does the I/O of its connections; 1 to 64. Default: NETPOLL_NUM_LOOPS, or 1. */
+  /**
+   * Polls, each of which does the I/O of its connections; 1 to 64. Default: NETPOLL_NUM_LOOPS, or 1 whatever the
+   * number of cores: see docs/performance.md.
+   */
   numLoops?: number
   /** Which poll a new connection comes to. Default: `'round-robin'`. */
   loadBalance?: LoadBalance
   /**
    * Who runs the polls: a thread of each (`'thread'`); the Node loop (`'loop'`), on which a request wakes no other
-   * thread; or the loop while there is little to do at a time and the thread while there is much (`'adaptive'`, the
-   * default). Without libuv in the runtime `'adaptive'` is `'thread'`; stats() shows which it is.
+   * thread; or the loop while there is little to do at a time and the thread while there is much (`'adaptive'`).
+   * Default: NETPOLL_DRIVER, or `'adaptive'`. Without libuv in the runtime `'adaptive'` is `'thread'`; stats() shows
+   * which it is. See docs/performance.md.
    */
   driver?: Driver
   /**
