@@ -404,6 +404,7 @@ fn scope(address: &SocketAddr) -> u32 {
 mod tests {
     use std::net::SocketAddrV6;
 
+    use proptest::prelude::*;
     use socket2::{Domain, Socket, Type};
 
     use super::*;
@@ -640,5 +641,65 @@ mod tests {
         assert_eq!(Endpoint::of(&socket.local_addr().unwrap()), endpoint(1, &name, 0));
         assert_eq!(Endpoint::of(&unix("/run/app.sock")), endpoint(1, "/run/app.sock", 0));
         assert_eq!(decode(encode(&unix(&name))), Some(endpoint(1, "", 0)));
+    }
+
+    /// A text of that meaning.
+    fn written(target: &Target) -> String {
+        let (host, port) = match target {
+            Target::Path(path) => return path.to_str().unwrap().to_owned(),
+            Target::Abstract(name) => return format!("@{}", std::str::from_utf8(name).unwrap()),
+            Target::Inet { host, port, .. } => (host, port),
+        };
+        match host {
+            Host::Any => format!(":{port}"),
+            Host::Localhost => format!("localhost:{port}"),
+            Host::Ip(ip) => SocketAddr::new(*ip, *port).to_string(),
+            Host::Name(name) => format!("{name}:{port}"),
+        }
+    }
+
+    /// The first byte chooses the network and whether the others are a text or letters of one that looks like an address.
+    fn any_text(bytes: &[u8]) {
+        const LETTERS: &[u8; 32] = b"0123456789:.[]@/%-abcdefx \0:.:11";
+        let Some((first, rest)) = bytes.split_first() else { return };
+        let network = ["tcp", "tcp4", "tcp6", "unix"][*first as usize % 4];
+        let text = match first & 0x80 {
+            0 => String::from_utf8_lossy(rest).into_owned(),
+            _ => rest.iter().map(|byte| char::from(LETTERS[*byte as usize % LETTERS.len()])).collect(),
+        };
+        let local = text.get(text.len() / 2..);
+        let _ = (host_to_resolve(network, &text), host_to_dial(network, &text, local));
+        let Ok(target) = parse(network, &text) else { return };
+        assert_eq!(parse(network, &written(&target)).as_ref(), Ok(&target), "{text:?}");
+        let Ok(addresses) = listen_addresses(&target) else { return };
+        for address in addresses {
+            let endpoint = Endpoint::of(&address);
+            match target {
+                Target::Inet { .. } => assert_eq!(decode(encode(&address)), Some(endpoint), "{text:?}"),
+                _ => assert_eq!(endpoint.address, text),
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_refused_or_means_what_it_says(bytes in proptest::collection::vec(any::<u8>(), 0..150)) {
+            any_text(&bytes);
+        }
+
+        #[test]
+        fn every_socket_address_survives_its_text_and_its_words(address: SocketAddr) {
+            let known = SockAddr::from(address);
+            let endpoint = Endpoint::of(&known);
+            prop_assert_eq!(decode(encode(&known)), Some(endpoint));
+            let plain = SocketAddr::new(address.ip(), address.port());
+            prop_assert_eq!(parse("tcp", &plain.to_string()), inet(Host::Ip(plain.ip()), plain.port()));
+        }
+
+        #[test]
+        fn any_words_are_an_endpoint_or_none(words: [u32; 6]) {
+            let family = decode(words).map(|endpoint| u32::from(endpoint.family));
+            prop_assert!(family.is_none_or(|family| family == words[0] & 0xffff));
+        }
     }
 }

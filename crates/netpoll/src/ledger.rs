@@ -231,8 +231,6 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
-
         /// The model counts with 64 bits and forgets what is done.
         #[test]
         fn any_reports_let_go_of_what_they_name_once(

@@ -52,6 +52,8 @@ mod ready_list;
 mod record;
 mod ring;
 mod server;
+#[cfg(test)]
+mod steps;
 mod sys;
 mod thread_driver;
 mod timers;

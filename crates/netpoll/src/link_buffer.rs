@@ -177,9 +177,14 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
     use super::*;
     use crate::barrier::BARRIER_LEN;
     use crate::pin::PinTable;
+    use crate::steps::{any_step_bytes, steps, Step};
 
     fn table() -> Arc<BlockTable> {
         BlockTable::new(64 << 20)
@@ -375,36 +380,36 @@ mod tests {
         assert_eq!(small.nodes[0].as_ptr(), place);
     }
 
-    /// A deterministic source of numbers below `n` (xorshift).
-    struct Random(u64);
-
-    impl Random {
-        fn below(&mut self, n: u64) -> u64 {
-            self.0 ^= self.0 << 13;
-            self.0 ^= self.0 >> 7;
-            self.0 ^= self.0 << 17;
-            self.0 % n
-        }
-    }
-
-    /// One random step on both the buffer and the bytes that it should hold.
-    fn step(random: &mut Random, buffer: &mut LinkBuffer, model: &mut Vec<u8>, table: &Arc<BlockTable>) {
-        match random.below(8) {
+    /// One step on both the buffer and the bytes that it should hold.
+    fn step(
+        step: &mut Step,
+        buffer: &mut LinkBuffer,
+        model: &mut Vec<u8>,
+        table: &Arc<BlockTable>,
+        pins: &Arc<PinTable>,
+    ) {
+        static PINNED: [u8; 3000] = [9; 3000];
+        match step.below(10) {
             0..=2 => {
-                let bytes: Vec<u8> = (0..random.below(6000)).map(|_| random.below(256) as u8).collect();
+                let bytes = step.bytes(6000);
                 let block = table.alloc(bytes.len() as u32 * 8).unwrap();
-                let cut = random.below(bytes.len() as u64 + 1) as usize;
+                let cut = step.below(bytes.len() as u32 + 1) as usize;
                 buffer.push(range(&block, 0, &bytes[..cut]));
                 buffer.push(range(&block, cut as u32, &bytes[cut..]));
                 model.extend(bytes);
             }
-            3..=5 => {
-                let n = random.below(gather(buffer).len() as u64 + 1) as usize;
+            3 => {
+                let bytes = &PINNED[..step.below(3001) as usize];
+                buffer.push_pin(pin(pins, bytes));
+                model.extend(bytes);
+            }
+            4..=7 => {
+                let n = step.below(gather(buffer).len() as u32 + 1) as usize;
                 buffer.advance(n);
                 model.drain(..n);
             }
-            6 => buffer.detach_small_tail(table),
-            _ if random.below(20) == 0 => {
+            8 => buffer.detach_small_tail(table),
+            _ if step.below(8) == 0 => {
                 buffer.clear();
                 model.clear();
             }
@@ -412,31 +417,25 @@ mod tests {
         }
     }
 
-    fn push_static(random: &mut Random, buffer: &mut LinkBuffer, model: &mut Vec<u8>, pins: &Arc<PinTable>) {
-        static BYTES: [u8; 3000] = [9; 3000];
-        let bytes = &BYTES[..random.below(3001) as usize];
-        buffer.push_pin(pin(pins, bytes));
-        model.extend(bytes);
+    /// Any sequence of calls keeps the bytes, and gives all memory back.
+    fn any_steps(bytes: &[u8]) {
+        let (table, pins) = (table(), PinTable::new());
+        let (mut buffer, mut model) = (LinkBuffer::default(), Vec::new());
+        for mut now in steps(bytes).take(500) {
+            step(&mut now, &mut buffer, &mut model, &table, &pins);
+            let sent = gather(&buffer);
+            assert_eq!((buffer.len(), buffer.is_empty()), (model.len() as u64, model.is_empty()));
+            assert!(model.starts_with(&sent) && sent.is_empty() == model.is_empty());
+        }
+        drop(buffer);
+        assert!(pins.drain_released().into_iter().all(|id| pins.remove(id)));
+        assert_eq!((table.blocks_out(), table.bytes_out(), pins.len()), (0, 0, 0));
     }
 
-    #[test]
-    fn any_sequence_of_calls_keeps_the_bytes_and_gives_all_memory_back() {
-        let (table, pins) = (table(), PinTable::new());
-        for seed in 1..=50 {
-            let mut random = Random(seed << 32 | 0x9E37_79B9);
-            let (mut buffer, mut model) = (LinkBuffer::default(), Vec::new());
-            for _ in 0..100 {
-                step(&mut random, &mut buffer, &mut model, &table);
-                if random.below(4) == 0 {
-                    push_static(&mut random, &mut buffer, &mut model, &pins);
-                }
-                let sent = gather(&buffer);
-                assert_eq!(buffer.len(), model.len() as u64, "seed {seed}");
-                assert!(model.starts_with(&sent) && sent.is_empty() == model.is_empty(), "seed {seed}");
-            }
-            drop(buffer);
-            assert!(pins.drain_released().into_iter().all(|id| pins.remove(id)));
-            assert_eq!((table.blocks_out(), table.bytes_out(), pins.len()), (0, 0, 0), "seed {seed}");
+    proptest! {
+        #[test]
+        fn any_sequence_of_calls_keeps_the_bytes_and_gives_all_memory_back(bytes in any_step_bytes(200)) {
+            any_steps(&bytes);
         }
     }
 }

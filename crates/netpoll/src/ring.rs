@@ -170,6 +170,9 @@ impl Consumer {
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn ring(entries: usize) -> Ring {
@@ -216,11 +219,7 @@ mod tests {
     #[test]
     fn counters_wrap_around() {
         let ring = ring(8);
-        let start = u32::MAX - 3;
-        ring.head.store(start, Ordering::Relaxed);
-        ring.tail.store(start, Ordering::Relaxed);
-        let mut producer = Producer { tail: start, published: start, head: start, ..Producer::new(ring) };
-        let mut consumer = Consumer { head: start, tail: start, ..Consumer::new(ring) };
+        let (mut producer, mut consumer) = ends_at(ring, u32::MAX - 3);
         for number in 0..100 {
             producer.put(numbered(number));
             producer.publish();
@@ -264,5 +263,84 @@ mod tests {
             assert_eq!(record[0], number);
         }
         thread.join().unwrap();
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Put,
+        Publish,
+        Take(usize),
+        Release,
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => Just(Step::Put),
+            2 => Just(Step::Publish),
+            2 => (1..10usize).prop_map(Step::Take),
+            2 => Just(Step::Release),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_put_is_taken_once_and_in_order(
+            start: u32, shift in 0..5u32, steps in vec((any_step(), any::<Record>()), 0..200),
+        ) {
+            let (mut producer, mut consumer) = ends_at(ring(1 << shift), start);
+            let (mut put, mut shown, mut taken) = (Vec::new(), 0, Vec::new());
+            for (step, record) in steps {
+                match step {
+                    Step::Put => {
+                        producer.put(record);
+                        put.push(record);
+                    }
+                    Step::Publish => {
+                        producer.publish();
+                        shown = put.len() - producer.backlog.len();
+                    }
+                    Step::Take(count) => {
+                        taken.extend(std::iter::from_fn(|| consumer.take()).take(count));
+                    }
+                    Step::Release => {
+                        // The other way round it need not be: the word is as old as the last look.
+                        prop_assert!(consumer.release() || !producer.is_backlogged() || shown < put.len());
+                    }
+                }
+                prop_assert!(taken.len() <= shown && put.starts_with(&taken));
+                prop_assert!(producer.unread() <= 1 << shift);
+            }
+            producer.publish();
+            while taken.len() < put.len() {
+                taken.extend(std::iter::from_fn(|| consumer.take()));
+                consumer.release();
+                producer.publish();
+            }
+            prop_assert!(taken == put && consumer.take().is_none() && !producer.is_backlogged());
+        }
+
+        #[test]
+        fn whatever_the_other_side_writes_a_look_finds_no_more_than_the_ring_holds(
+            start: u32, shift in 0..5u32, tails in vec(any::<u32>(), 0..20),
+        ) {
+            let ring = ring(1 << shift);
+            let (_, mut consumer) = ends_at(ring, start);
+            for tail in tails {
+                // Both one of all numbers, which hardly ever can be, and one near to that.
+                for tail in [tail, consumer.head.wrapping_add(tail % 40)] {
+                    ring.tail.store(tail, Ordering::Relaxed);
+                    prop_assert!(std::iter::from_fn(|| consumer.take()).take(100).count() <= 1 << shift);
+                    consumer.release();
+                }
+            }
+        }
+    }
+
+    /// The ends of an empty ring through which so many records have gone.
+    fn ends_at(ring: Ring, start: u32) -> (Producer, Consumer) {
+        ring.head.store(start, Ordering::Relaxed);
+        ring.tail.store(start, Ordering::Relaxed);
+        let producer = Producer { tail: start, published: start, head: start, ..Producer::new(ring) };
+        (producer, Consumer { head: start, tail: start, ..Consumer::new(ring) })
     }
 }

@@ -50,6 +50,9 @@ impl Timers {
 mod tests {
     use std::time::Duration;
 
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
@@ -87,5 +90,49 @@ mod tests {
         }
         assert!(looks <= 1000 / 9, "{looks}");
         assert_eq!(timers.pop_due(now + 10 * MS), Some(1));
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Arm(u64, u64),
+        Pass(u64),
+        Retain(u64),
+    }
+
+    fn any_step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..1000u64, 0..10u64).prop_map(|(ms, key)| Step::Arm(ms, key)),
+            (0..300u64).prop_map(Step::Pass),
+            (0..10u64).prop_map(Step::Retain),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn any_sequence_of_calls_is_one_on_a_sorted_list(steps in vec(any_step(), 0..200)) {
+            let mut now = Instant::now();
+            let (mut timers, mut model) = (Timers::default(), Vec::<(Instant, u64)>::new());
+            for step in steps {
+                match step {
+                    Step::Arm(ms, key) => {
+                        let at = now + ms as u32 * MS;
+                        timers.arm(at, key);
+                        model.push((at, key));
+                        model.sort_unstable();
+                    }
+                    Step::Pass(ms) => {
+                        now += ms as u32 * MS;
+                        let count = model.partition_point(|(at, _)| *at <= now);
+                        let due = model.drain(..count).map(|(_, key)| key).collect::<Vec<_>>();
+                        prop_assert_eq!(std::iter::from_fn(|| timers.pop_due(now)).collect::<Vec<_>>(), due);
+                    }
+                    Step::Retain(unwanted) => {
+                        timers.retain(|_, key| key != unwanted);
+                        model.retain(|(_, key)| *key != unwanted);
+                    }
+                }
+                prop_assert_eq!((timers.len(), timers.next()), (model.len(), model.first().map(|first| first.0)));
+            }
+        }
     }
 }
