@@ -46,3 +46,9 @@ impl Step<'_> {
 pub(crate) fn any_step_bytes(count: usize) -> impl Strategy<Value = Vec<u8>> {
     vec(any::<[u8; STEP]>(), 0..count).prop_map(|steps| steps.concat())
 }
+
+/// For properties of sockets: fewer cases, and no long search for the smallest that fails, for each may have to wait.
+pub(crate) fn with_sockets() -> ProptestConfig {
+    let config = ProptestConfig::default();
+    ProptestConfig { cases: config.cases.div_ceil(4), max_shrink_time: 60_000, ..config }
+}

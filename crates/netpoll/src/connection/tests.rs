@@ -1,5 +1,7 @@
 use super::*;
 
+mod sequences;
+
 const SECOND: Duration = Duration::from_secs(1);
 
 fn limits() -> Limits {

@@ -13,5 +13,7 @@ mod memory;
 mod moving;
 mod peer;
 mod reading;
+mod records;
+mod sequences;
 mod writing;
 mod zero_copy;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::io::Result;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, SockRef};
@@ -760,6 +760,12 @@ impl Desk {
         assert_eq!(self.books[book].arrived.len(), bytes);
     }
 
+    /// The peer is gone, and we say our end too.
+    pub(super) fn until_closed_by_its_peer(&mut self, book: usize) {
+        self.put(book, END, [0; 3]);
+        self.until_closed(book);
+    }
+
     #[track_caller]
     pub(super) fn until_closed(&mut self, book: usize) -> i32 {
         self.until("the connection is closed", |desk| desk.books[book].closed.is_some());
@@ -864,6 +870,8 @@ impl Drop for Desk {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.settle();
+            let words = self.seats.drain(..).map(|seat| seat.words);
+            LEFT.lock().unwrap_or_else(PoisonError::into_inner).extend(words);
         }
     }
 }
@@ -931,9 +939,18 @@ pub(super) fn number(cause: Cause) -> i32 {
     crate::record::Completion::Closed { token, cause }.encode()[3] as i32
 }
 
+/// Zeroes that stay; those that a desk has left are used again, for a property makes many.
 fn leak(words: usize) -> &'static [AtomicU32] {
-    Box::leak((0..words).map(|_| AtomicU32::new(0)).collect())
+    let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(place) = left.iter().position(|left| left.len() == words) else {
+        return Box::leak((0..words).map(|_| AtomicU32::new(0)).collect());
+    };
+    let words = left.swap_remove(place);
+    words.iter().for_each(|word| word.store(0, Ordering::Relaxed));
+    words
 }
+
+static LEFT: Mutex<Vec<&'static [AtomicU32]>> = Mutex::new(Vec::new());
 
 fn pattern_part() -> Vec<u8> {
     super::peer::pattern(64 * 1024)
