@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import test from 'ava'
 
 const project = new URL('..', import.meta.url).pathname
-const testModule = /^#\[cfg\((?:all\()?test\b.*\]\n(?:#\[.*\]\n)*mod \w+ \{[^]*/m
+const testModule = /^#\[cfg\((?:all\()?test\b.*\]\n(?:#\[.*\]\n)*(?:pub\(crate\) )?mod \w+ \{[^]*/m
 
 const core = sources('crates/netpoll/src', '.rs')
 const binding = sources('crates/node/src', '.rs')
@@ -71,7 +71,7 @@ test('docs/architecture.md names every file with unsafe code, and no other', (t)
 function sources(folder, extension) {
   return readdirSync(join(project, folder), { recursive: true })
     .map((name) => join(folder, name))
-    .filter((path) => path.endsWith(extension) && !/(?:^|\/)tests?(?:\.rs|\/)/.test(path))
+    .filter((path) => path.endsWith(extension) && !/(?:^|\/)(?:models|tests?)(?:\.rs|\/)/.test(path))
     .filter((path) => statSync(join(project, path)).isFile())
     .map((path) => ({ path, text: read(path).replace(testModule, '') }))
 }

@@ -401,6 +401,7 @@ fn scope(address: &SocketAddr) -> u32 {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::net::SocketAddrV6;
 

@@ -1,11 +1,11 @@
 //! The memory that a poll and JavaScript share, and the bell between them: `docs/border.md`.
 
 use std::fmt;
-use std::sync::atomic::{fence, AtomicU32, Ordering};
 use std::sync::Arc;
 
 use crate::record::RECORD_WORDS;
 use crate::ring::Ring;
+use crate::sync::{fence, AtomicU32, Ordering};
 use crate::token::Token;
 
 const HEADER_WORDS: usize = 64;
@@ -239,6 +239,7 @@ impl fmt::Debug for Doorbell {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::collections::HashSet;
     use std::sync::atomic::AtomicUsize;
@@ -338,5 +339,198 @@ mod tests {
         scheduled.store(0, Ordering::Relaxed);
         assert!(doorbell.ring());
         assert_eq!(count.load(Ordering::Relaxed), 2);
+    }
+}
+
+/// JavaScript's Atomics have one order that all see, which loom does not know: a fence between two of them stands for it.
+#[cfg(test)]
+#[cfg(loom)]
+mod models {
+    use std::sync::Arc;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::ring::models::{numbered, ring};
+    use crate::ring::{Consumer, Producer};
+    use crate::sync::models::{explore, leak, Event};
+
+    fn border(ring_entries: usize) -> Border {
+        let border = Border { words: &[], ring_words: ring_entries * RECORD_WORDS, slots: 1 };
+        Border { words: leak(border.words_needed()), ..border }
+    }
+
+    /// A poll shows a record while JavaScript begins to drain, of which the bell has told before.
+    fn rings(ring_bell: impl Fn(&Doorbell) + Copy + Send + Sync + 'static) {
+        explore(3, move || {
+            let (completions, scheduled) = (ring(1), &leak(1)[0]);
+            scheduled.store(1, Ordering::Relaxed);
+            let bell = Arc::new(loom::sync::atomic::AtomicBool::new(false));
+            let rung = bell.clone();
+            let thread = thread::spawn(move || {
+                let doorbell =
+                    Doorbell::new(scheduled, Arc::new(move || rung.store(true, Ordering::Relaxed)));
+                let mut producer = Producer::new(completions);
+                producer.put(numbered(1));
+                producer.publish();
+                ring_bell(&doorbell);
+            });
+            let mut consumer = Consumer::new(completions);
+            scheduled.store(0, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            let has_taken = consumer.take().is_some();
+            thread.join().unwrap();
+            assert!(has_taken || bell.load(Ordering::Relaxed), "nobody will drain");
+        });
+    }
+
+    #[test]
+    fn a_record_that_a_drain_has_missed_rings_again() {
+        rings(|doorbell| {
+            doorbell.ring();
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "nobody will drain")]
+    fn without_the_fence_of_the_doorbell_a_record_could_be_missed() {
+        rings(|doorbell| {
+            if doorbell.scheduled.swap(1, Ordering::Relaxed) == 0 {
+                (doorbell.ring)();
+            }
+        });
+    }
+
+    /// JavaScript puts a record while a poll falls asleep.
+    fn sleeps(fall_asleep: impl Fn(&Border) + Copy + Send + Sync + 'static) {
+        explore(3, move || {
+            let border = border(1);
+            let thread = thread::spawn(move || {
+                let mut consumer = Consumer::new(border.submissions());
+                fall_asleep(&border);
+                consumer.look()
+            });
+            let is_woken = submit(&border, &mut Producer::new(border.submissions()));
+            assert!(thread.join().unwrap() || is_woken, "it sleeps for ever");
+        });
+    }
+
+    /// As JavaScript does it. True when the poll has to be woken.
+    fn submit(border: &Border, producer: &mut Producer) -> bool {
+        producer.put(numbered(1));
+        producer.publish();
+        is_to_be_woken(border)
+    }
+
+    fn is_to_be_woken(border: &Border) -> bool {
+        fence(Ordering::SeqCst);
+        border.words[SLEEPING].compare_exchange(1, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+    }
+
+    #[test]
+    fn a_poll_that_falls_asleep_sees_what_is_put_or_is_woken() {
+        sleeps(Border::fall_asleep);
+    }
+
+    #[test]
+    #[should_panic(expected = "it sleeps for ever")]
+    fn without_the_fence_of_its_sleep_a_poll_could_miss_a_record() {
+        sleeps(|border| border.words[SLEEPING].store(1, Ordering::Relaxed));
+    }
+
+    /// A poll that answers each submission with a completion, as its turns and waits do it.
+    fn echo(border: Border, count: usize, doorbell: &Doorbell, wake: &Event) {
+        let mut submissions = Consumer::new(border.submissions());
+        let mut completions = Producer::new(border.completions());
+        let mut echoed = 0;
+        loop {
+            while let Some(record) = submissions.take() {
+                completions.put(record);
+                echoed += 1;
+            }
+            if submissions.release() {
+                doorbell.ring();
+            }
+            completions.publish();
+            doorbell.ring();
+            if echoed == count && !completions.is_backlogged() {
+                return;
+            }
+            border.fall_asleep();
+            if !submissions.look() {
+                wake.wait();
+            }
+            border.wake_up();
+        }
+    }
+
+    /// Both ends of both rings, which are full nearly always, and of both bells.
+    #[test]
+    fn whatever_is_put_is_answered_although_the_rings_are_full_and_both_sides_sleep() {
+        explore(2, || {
+            const COUNT: usize = 2;
+            let (border, scheduled) = (border(1), &leak(1)[0]);
+            let (bell, wake) = (Arc::new(Event::default()), Arc::new(Event::default()));
+            let (rung, woken) = (bell.clone(), wake.clone());
+            let thread = thread::spawn(move || {
+                echo(border, COUNT, &Doorbell::new(scheduled, Arc::new(move || rung.set())), &woken);
+            });
+            let mut submissions = Producer::new(border.submissions());
+            let mut completions = Consumer::new(border.completions());
+            (0..COUNT as u32).for_each(|number| submissions.put(numbered(number)));
+            let mut answers = Vec::new();
+            loop {
+                submissions.publish();
+                if is_to_be_woken(&border) {
+                    wake.set();
+                }
+                if answers.len() == COUNT {
+                    break;
+                }
+                bell.wait();
+                scheduled.store(0, Ordering::SeqCst);
+                fence(Ordering::SeqCst);
+                answers.extend(std::iter::from_fn(|| completions.take()));
+                if completions.release() {
+                    wake.set();
+                }
+            }
+            thread.join().unwrap();
+            assert_eq!(answers, (0..COUNT as u32).map(numbered).collect::<Vec<_>>());
+        });
+    }
+
+    const BEFORE: u64 = u32::MAX as u64;
+    const AFTER: u64 = 1 << 32 | 1;
+
+    /// A count passes 2^32 while JavaScript reads it, as `count` of ts/poll.ts does.
+    fn counts(set: impl Fn(&StatusEntry, u64) + Copy + Send + Sync + 'static) {
+        explore(3, move || {
+            let words = leak(STATUS_WORDS);
+            let status = StatusEntry { words };
+            status.set_bytes_read(BEFORE);
+            let thread = thread::spawn(move || set(&status, AFTER));
+            let [low, high] = [0, 1].map(|word| &words[StatusEntry::BYTES_READ + word]);
+            let first = high.load(Ordering::SeqCst);
+            let count = u64::from(first) << 32 | u64::from(low.load(Ordering::SeqCst));
+            let carries = words[StatusEntry::CARRY].load(Ordering::SeqCst) != 0;
+            let is_read = !carries && high.load(Ordering::SeqCst) == first;
+            thread.join().unwrap();
+            assert!(!is_read || count == BEFORE || count == AFTER, "a count that never was: {count:#x}");
+        });
+    }
+
+    #[test]
+    fn a_count_is_read_as_it_was_at_some_time() {
+        counts(StatusEntry::set_bytes_read);
+    }
+
+    #[test]
+    #[should_panic(expected = "a count that never was")]
+    fn without_its_carry_a_count_could_be_read_that_never_was() {
+        counts(|status, count| {
+            status.words[StatusEntry::BYTES_READ].store(count as u32, Ordering::Release);
+            status.words[StatusEntry::BYTES_READ + 1].store((count >> 32) as u32, Ordering::Release);
+        });
     }
 }

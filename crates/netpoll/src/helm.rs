@@ -1,16 +1,8 @@
 //! Who runs the turns of a poll: the loop of its environment, or a thread of its own.
 
-#[cfg(all(test, loom))]
-use loom::sync::{
-    atomic::{fence, AtomicU32, Ordering},
-    Mutex, MutexGuard,
-};
 use std::sync::PoisonError;
-#[cfg(not(all(test, loom)))]
-use std::sync::{
-    atomic::{fence, AtomicU32, Ordering},
-    Mutex, MutexGuard,
-};
+
+use crate::sync::{fence, AtomicU32, Mutex, MutexGuard, Ordering};
 
 /// The two that may hold a helm.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,7 +56,8 @@ impl<T> Helm<T> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
 
@@ -87,7 +80,8 @@ mod tests {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(test)]
+#[cfg(loom)]
 mod models {
     use loom::cell::UnsafeCell;
     use loom::sync::atomic::AtomicBool;

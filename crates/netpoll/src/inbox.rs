@@ -2,14 +2,15 @@
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU8, AtomicUsize};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use crate::acceptor::Accepted;
 use crate::dialer::{Dial, Request};
 use crate::listener::Listener;
 use crate::poll::Arrival;
 use crate::server::Server;
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 
 /// Polls of an environment: more than a machine has cores for are of no use.
 pub(crate) const MAX_POLLS: usize = 64;
@@ -265,6 +266,7 @@ fn scatter(number: u64) -> u64 {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::time::Duration;
 
@@ -386,5 +388,62 @@ mod tests {
         assert_eq!(ids(inboxes.close(0)), []);
         inboxes.wake(0);
         assert!(!is_woken(&mut polls[0]), "and no more");
+    }
+}
+
+#[cfg(test)]
+#[cfg(loom)]
+mod models {
+    use std::mem;
+
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::models::{explore, Event};
+    use crate::token::Subject;
+
+    /// Two commands come while their poll takes some and goes to sleep.
+    fn takes(take: impl Fn(&Inboxes) -> Vec<Command> + Copy + Send + Sync + 'static) {
+        explore(3, move || {
+            let poll = mio::Poll::new().unwrap();
+            let inboxes = Arc::new(Inboxes::new(1));
+            inboxes.open(0, mio::Waker::new(poll.registry(), Subject::Waker.mio()).unwrap());
+            let woken = Arc::new(Event::default());
+            let (theirs, wakes) = (inboxes.clone(), woken.clone());
+            let thread = thread::spawn(move || {
+                for id in 0..2 {
+                    theirs.send(0, Command::CloseListener(id));
+                    wakes.set();
+                }
+            });
+            let mut taken = Vec::new();
+            while taken.len() < 2 {
+                if !inboxes.has_commands(0) {
+                    woken.wait();
+                }
+                taken.extend(take(&inboxes));
+            }
+            thread.join().unwrap();
+            assert!(matches!(taken[..], [Command::CloseListener(0), Command::CloseListener(1)]));
+        });
+    }
+
+    #[test]
+    fn every_command_is_taken_although_its_poll_sleeps_when_there_are_none() {
+        takes(|inboxes| inboxes.take(0));
+    }
+
+    #[test]
+    #[should_panic(expected = "deadlock")]
+    fn a_flag_that_is_cleared_after_the_commands_are_taken_could_hide_one() {
+        takes(|inboxes| {
+            let Some(inbox) = inboxes.get(0).filter(|inbox| inbox.has_commands.load(Ordering::Acquire))
+            else {
+                return Vec::new();
+            };
+            let commands = mem::take(&mut inbox.letters().commands);
+            inbox.has_commands.store(false, Ordering::Release);
+            commands
+        });
     }
 }

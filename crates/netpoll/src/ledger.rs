@@ -112,6 +112,7 @@ thread_local! {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::collections::BTreeMap;
     use std::rc::Rc;

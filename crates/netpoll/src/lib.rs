@@ -53,7 +53,9 @@ mod record;
 mod ring;
 mod server;
 #[cfg(test)]
+#[cfg(not(loom))]
 mod steps;
+mod sync;
 mod sys;
 mod thread_driver;
 mod timers;

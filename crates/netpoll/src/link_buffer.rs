@@ -176,6 +176,7 @@ impl Node {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::sync::Arc;
 

@@ -135,6 +135,7 @@ fn look(driven: &mut Driven, busy_until: Instant) -> Look {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::io::Read;
     use std::net::TcpStream;

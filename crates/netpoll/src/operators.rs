@@ -184,6 +184,7 @@ impl Operators {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;

@@ -9,9 +9,9 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::atomic::{fence, AtomicU32, Ordering};
 
 use crate::record::{Record, RECORD_WORDS};
+use crate::sync::{fence, AtomicU32, Ordering};
 
 /// Where a ring lies: its two counters, the word that tells of a backlog, and its entries.
 #[derive(Clone, Copy, Debug)]
@@ -169,6 +169,7 @@ impl Consumer {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;
@@ -342,5 +343,124 @@ mod tests {
         ring.tail.store(start, Ordering::Relaxed);
         let producer = Producer { tail: start, published: start, head: start, ..Producer::new(ring) };
         (producer, Consumer { head: start, tail: start, ..Consumer::new(ring) })
+    }
+}
+
+#[cfg(test)]
+#[cfg(loom)]
+pub(crate) mod models {
+    use loom::thread;
+
+    use super::*;
+    use crate::sync::models::{explore, leak};
+
+    pub(crate) fn ring(entries: usize) -> Ring {
+        let words = leak(3 + entries * RECORD_WORDS);
+        Ring { head: &words[0], tail: &words[1], backlogged: &words[2], words: &words[3..] }
+    }
+
+    /// One of which each word tells the number.
+    pub(crate) fn numbered(number: u32) -> Record {
+        std::array::from_fn(|word| number << 8 | word as u32)
+    }
+
+    /// Three records through two entries, of which each is shown as soon as it is put.
+    fn passes(publish: impl Fn(&mut Producer) + Copy + Send + Sync + 'static) {
+        explore(3, move || {
+            let ring = ring(2);
+            let thread = thread::spawn(move || {
+                let mut producer = Producer::new(ring);
+                (1..=3).for_each(|number| {
+                    producer.put(numbered(number));
+                    publish(&mut producer);
+                });
+                while producer.is_backlogged() {
+                    thread::yield_now();
+                    publish(&mut producer);
+                }
+            });
+            let mut consumer = Consumer::new(ring);
+            for number in 1..=3 {
+                let record = loop {
+                    match consumer.take() {
+                        Some(record) => break record,
+                        None => thread::yield_now(),
+                    }
+                };
+                assert_eq!(record, numbered(number));
+                consumer.release();
+            }
+            thread.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn every_record_arrives_whole_and_in_order() {
+        passes(Producer::publish);
+    }
+
+    #[test]
+    #[should_panic(expected = "assertion `left == right` failed")]
+    fn a_record_that_its_tail_does_not_release_may_not_be_there() {
+        passes(|producer| {
+            producer.unload();
+            producer.ring.tail.store(producer.tail, Ordering::Relaxed);
+            producer.published = producer.tail;
+        });
+    }
+
+    /// The producer finds no room while the consumer makes some: one of them has to notice.
+    fn notices(
+        publish: impl Fn(&mut Producer) + Copy + Send + Sync + 'static,
+        release: impl Fn(&Consumer) -> bool + Copy + Send + Sync + 'static,
+    ) {
+        explore(3, move || {
+            let ring = ring(1);
+            let (mut producer, mut consumer) = (Producer::new(ring), Consumer::new(ring));
+            producer.put(numbered(1));
+            producer.publish();
+            let thread = thread::spawn(move || {
+                producer.put(numbered(2));
+                publish(&mut producer);
+                producer.is_backlogged()
+            });
+            assert_eq!(consumer.take(), Some(numbered(1)));
+            let rings = release(&consumer);
+            let waits = thread.join().unwrap();
+            assert!(rings || !waits, "a record is left behind");
+        });
+    }
+
+    /// Without its first line, which only spares the rest.
+    fn publish_without_fence(producer: &mut Producer) {
+        producer.unload();
+        if producer.is_backlogged() {
+            producer.ring.backlogged.store(1, Ordering::Relaxed);
+            producer.unload();
+        }
+        producer.ring.tail.store(producer.tail, Ordering::Release);
+        producer.published = producer.tail;
+    }
+
+    fn release_without_fence(consumer: &Consumer) -> bool {
+        consumer.ring.head.store(consumer.head, Ordering::Release);
+        consumer.ring.backlogged.load(Ordering::Relaxed) != 0
+    }
+
+    #[test]
+    fn a_producer_without_room_finds_some_or_is_rung() {
+        notices(Producer::publish, Consumer::release);
+    }
+
+    #[test]
+    #[should_panic(expected = "a record is left behind")]
+    fn without_the_producers_fence_it_could_wait_for_ever() {
+        notices(publish_without_fence, Consumer::release);
+    }
+
+    #[test]
+    #[should_panic(expected = "a record is left behind")]
+    fn without_the_consumers_fence_it_could_wait_for_ever() {
+        notices(Producer::publish, release_without_fence);
     }
 }

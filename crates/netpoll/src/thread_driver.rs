@@ -74,6 +74,7 @@ fn looks_again(drive: &Drive, driven: &mut Driven, turn: Turn, now: Instant) -> 
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::io::Read;
     use std::net::{SocketAddr, TcpStream};

@@ -47,6 +47,7 @@ impl Timers {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::time::Duration;
 

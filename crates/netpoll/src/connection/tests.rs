@@ -1,5 +1,6 @@
 use super::*;
 
+#[cfg(not(loom))]
 mod sequences;
 
 const SECOND: Duration = Duration::from_secs(1);

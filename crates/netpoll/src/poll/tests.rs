@@ -2,6 +2,8 @@
 //! [`desk::Desk`] does JavaScript's part. The clock is the desk's own, and nothing here sleeps: a turn is
 //! taken, and another one, until what is waited for has happened.
 
+#![cfg(not(loom))]
+
 mod accepting;
 mod bell;
 mod closing;

@@ -77,7 +77,7 @@ pub fn block_signals() {
 
 /// Gives this thread a network of its own, with a loopback interface, and so many bytes for the control data of each
 /// socket. False where that is not allowed. It ends with the thread.
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub fn in_own_network(control_bytes: u32) -> bool {
     // SAFETY: the call takes no pointer, and concerns this thread alone.
     let is_own = unsafe { libc::unshare(libc::CLONE_NEWNET) } == 0;

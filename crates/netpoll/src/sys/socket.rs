@@ -174,6 +174,7 @@ fn is_tcp(fd: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};

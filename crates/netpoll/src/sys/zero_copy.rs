@@ -107,6 +107,7 @@ fn take<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 #[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsFd;
