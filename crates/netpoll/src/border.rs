@@ -345,7 +345,7 @@ mod tests {
 /// JavaScript's Atomics have one order that all see, which loom does not know: a fence between two of them stands for it.
 #[cfg(test)]
 #[cfg(loom)]
-mod models {
+pub(crate) mod models {
     use std::sync::Arc;
 
     use loom::thread;
@@ -355,7 +355,7 @@ mod models {
     use crate::ring::{Consumer, Producer};
     use crate::sync::models::{explore, leak, Event};
 
-    fn border(ring_entries: usize) -> Border {
+    pub(crate) fn border(ring_entries: usize) -> Border {
         let border = Border { words: &[], ring_words: ring_entries * RECORD_WORDS, slots: 1 };
         Border { words: leak(border.words_needed()), ..border }
     }
@@ -422,7 +422,7 @@ mod models {
         is_to_be_woken(border)
     }
 
-    fn is_to_be_woken(border: &Border) -> bool {
+    pub(crate) fn is_to_be_woken(border: &Border) -> bool {
         fence(Ordering::SeqCst);
         border.words[SLEEPING].compare_exchange(1, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }

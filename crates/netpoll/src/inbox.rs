@@ -252,6 +252,8 @@ impl Inbox {
 
 impl Letters {
     fn wake(&self) {
+        #[cfg(all(test, loom))]
+        crate::sync::models::enter_kernel();
         // An eventfd can be written as long as it exists, and it does as long as the waker.
         self.waker.as_ref().inspect(|waker| drop(waker.wake()));
     }

@@ -246,6 +246,8 @@ impl Poll {
     }
 
     fn poll_events(&mut self, timeout: Option<Duration>) -> Result<()> {
+        #[cfg(all(test, loom))]
+        let timeout = models::awaken(&self.mio, timeout);
         match self.mio.poll(&mut self.events, timeout) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             _ => self.is_collected = true,
@@ -492,5 +494,7 @@ fn arm(timers: &mut Timers, operator: &mut Operator) {
     }
 }
 
+#[cfg(test)]
+mod models;
 #[cfg(test)]
 mod tests;

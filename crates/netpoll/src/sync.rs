@@ -26,6 +26,18 @@ pub(crate) mod models {
         builder.check(model);
     }
 
+    loom::lazy_static! {
+        static ref CALLS: AtomicU32 = AtomicU32::new(0);
+        /// The kernel may have something to tell to whoever sleeps.
+        pub(crate) static ref HAPPENED: Event = Event::default();
+    }
+
+    /// A system call: others may act before it. AcqRel, for what one call tells of has come before, as with the locks
+    /// that the kernel takes.
+    pub(crate) fn enter_kernel() {
+        CALLS.fetch_add(1, Ordering::AcqRel);
+    }
+
     /// Words of which each model makes its own. Loom has no borrowed threads, so nobody frees them.
     pub(crate) fn leak(words: usize) -> &'static [AtomicU32] {
         Box::leak((0..words).map(|_| AtomicU32::new(0)).collect())

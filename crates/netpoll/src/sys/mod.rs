@@ -33,6 +33,8 @@ use std::ptr::{self, NonNull};
 macro_rules! syscall {
     ($call:ident ( $($argument:expr),* $(,)? )) => {
         loop {
+            #[cfg(all(test, loom))]
+            crate::sync::models::enter_kernel();
             let result = libc::$call($($argument),*);
             if result >= 0 {
                 break Ok(result);
