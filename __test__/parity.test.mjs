@@ -2,11 +2,12 @@
 // exports is in fixtures/netpoll_exports.txt (from `go doc -all`), its tests are in fixtures/netpoll_tests.txt.
 
 import { execFile } from 'node:child_process'
-import { mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import test from 'ava'
+import { pattern, tables, titles, unknownTests } from './fixtures/document.mjs'
 
 const project = new URL('..', import.meta.url).pathname
 const execute = promisify(execFile)
@@ -18,63 +19,11 @@ const TESTS = 'Go test | held by | what differs'
 const document = tables(readFileSync(join(project, 'docs/parity.md'), 'utf8'))
 const rows = document.flatMap((table) => table.rows)
 
-/** { title, rows } of each table; a row maps the titles of the columns to their texts. */
-function tables(text) {
-  const found = []
-  let table
-  for (const line of text.split('\n')) {
-    const cells = line.startsWith('|') ? line.slice(1, -1).split(/(?<!\\)\|/) : []
-    const texts = cells.map((cell) => cell.trim().replaceAll('\\|', '|'))
-    if (cells.length === 0) table = undefined
-    else if (table === undefined) found.push((table = { title: texts.join(' | '), columns: texts, rows: [] }))
-    else if (!/^-+$/.test(texts[0])) {
-      table.rows.push(Object.fromEntries(table.columns.map((column, i) => [column, texts[i]])))
-    }
-  }
-  return found
-}
-
 const quoted = (text) => [...text.matchAll(/`([^`]+)`/g)].map((match) => match[1])
 const lines = (name) =>
   readFileSync(join(project, '__test__/fixtures', name), 'utf8')
     .trim()
     .split('\n')
-
-/** A text in which `wild` stands for any part, as a pattern. */
-function pattern(text, wild) {
-  return new RegExp(
-    `^${text
-      .split(wild)
-      .map(RegExp.escape ?? escape)
-      .join('.*')}$`,
-    's',
-  )
-}
-
-function escape(text) {
-  return text.replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')
-}
-
-/** Titles of the tests by file: of ava by the name in __test__, of Rust by the path in crates/netpoll/src. */
-async function titles() {
-  const files = readdirSync(join(project, '__test__')).filter((name) => name.endsWith('.test.mjs'))
-  const others = files
-    .filter((name) => name !== 'parity.test.mjs')
-    .map((name) => join(project, '__test__', name))
-  const program = join(project, '__test__/fixtures/titles.mjs')
-  const { stdout } = await execute(process.execPath, [program, ...others], {
-    cwd: project,
-    maxBuffer: 1 << 26,
-  })
-  const found = JSON.parse(stdout)
-  const core = join(project, 'crates/netpoll/src')
-  for (const path of readdirSync(core, { recursive: true }).filter((name) => name.endsWith('.rs'))) {
-    const source = readFileSync(join(core, path), 'utf8')
-    const functions = source.matchAll(/^ *#\[test\]\n(?: *#\[.*\]\n)* *fn (\w+)/gm)
-    found[path] = Array.from(functions, (match) => match[1])
-  }
-  return found
-}
 
 test('the tables are there, and have the columns that are checked', (t) => {
   const known = [EXPORTS, BEHAVIOUR, TESTS]
@@ -92,11 +41,7 @@ test('every row names tests that exist, or says why it has none', async (t) => {
       if (!row['what differs']) missing.push(`no reason: ${Object.values(row)[0]}`)
       continue
     }
-    for (const entry of held.split('<br>')) {
-      const [, file, title] = /^`(\S+)`: (.+)$/.exec(entry) ?? []
-      const wanted = pattern(title ?? '', '…')
-      if (!existing[file]?.some((one) => wanted.test(one))) missing.push(entry)
-    }
+    missing.push(...unknownTests(held, existing))
   }
   t.deepEqual(missing, [])
 })
