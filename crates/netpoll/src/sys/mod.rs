@@ -88,6 +88,17 @@ pub fn in_own_network(control_bytes: u32) -> bool {
     is_own && up().is_ok_and(|status| status.success()) && limit().is_ok()
 }
 
+/// Whether this thread, which blocks the signal, was sent it.
+#[cfg(test)]
+pub fn is_pending(signal: libc::c_int) -> bool {
+    let mut pending = std::mem::MaybeUninit::uninit();
+    // SAFETY: sigpending writes the set that sigismember reads.
+    unsafe {
+        libc::sigpending(pending.as_mut_ptr());
+        libc::sigismember(pending.as_ptr(), signal) == 1
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -231,6 +231,21 @@ mod tests {
     }
 
     #[test]
+    fn sending_without_a_copy_to_a_peer_that_is_gone_is_an_error_and_no_signal() {
+        let (a, b) = tcp_pair("127.0.0.1:0").unwrap();
+        enable_zero_copy(a.as_fd()).unwrap();
+        crate::sys::shutdown_write(a.as_fd()).unwrap();
+        let mut byte = [1];
+        // SAFETY: the byte lives until after the call, which sends nothing.
+        let piece = unsafe { IoVec::new(byte.as_mut_ptr(), byte.len()) };
+        // A signal that is blocked stays pending, even where the process ignores it.
+        crate::sys::block_signals();
+        assert_eq!(send_zero_copy(a.as_fd(), &[piece]).unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        assert!(!crate::sys::is_pending(libc::SIGPIPE));
+        drop(b);
+    }
+
+    #[test]
     fn a_unix_socket_cannot_be_sent_from_without_a_copy() {
         let (a, _b) = UnixStream::pair().unwrap();
         assert!(enable_zero_copy(a.as_fd()).is_err());

@@ -5,7 +5,7 @@ use mio::unix::SourceFd;
 use mio::Interest;
 
 use super::desk::submission::{CLOSE, END, PAUSE, RESET, RESUME, SEND_PIN, WATCH_DRAIN};
-use super::desk::{error_kind, Desk, Plan};
+use super::desk::{error_kind, often, Desk, Plan};
 use super::peer::{pattern, Peer};
 use crate::token::Subject;
 
@@ -334,6 +334,37 @@ fn a_late_event_of_a_slots_former_connection_does_not_reach_its_new_one() {
     desk.until("the event is dropped", |desk| desk.stats(0).stale_records > stale);
     assert!(!desk.operator(new).connection.input.ready);
     assert_eq!((desk.books[new].arrived.len(), desk.stats(0).reads), (0, 0));
+}
+
+#[test]
+fn whoever_gets_the_descriptor_of_one_that_was_closed_in_the_same_batch_hears_only_its_own() {
+    const LENGTH: usize = 64;
+    // Slots take turns: one is free only when JavaScript has heard of the end.
+    let mut desk = Desk::new(Plan { slots: 3, ..Plan::default() });
+    let address = desk.listen();
+    let (mut peer, mut book) = desk.connect(&address);
+    let mut descriptors = 0;
+    let rounds = often(1000, 100_000);
+    for round in 0..rounds {
+        desk.turn();
+        // One event batch tells of bytes for who is to be closed, and of who comes in its place.
+        peer.write(&[round as u8; LENGTH]);
+        desk.until_waiting_without_turns(book, LENGTH);
+        let newcomer = Peer::connect(&address);
+        desk.wait();
+        let descriptor = desk.operator(book).descriptor().as_raw_fd();
+        let arrived = desk.books[book].arrived.len();
+        desk.put(book, RESET, [0; 3]);
+        let (next_peer, next) = desk.adopt(newcomer);
+        descriptors += usize::from(desk.operator(next).descriptor().as_raw_fd() == descriptor);
+        assert_eq!((desk.books[book].closed, desk.books[book].arrived.len()), (Some(0), arrived));
+        next_peer.write(&[!(round as u8); LENGTH]);
+        desk.until_arrived(next, LENGTH);
+        assert_eq!(desk.books[next].arrived, [!(round as u8); LENGTH]);
+        (peer, book) = (next_peer, next);
+    }
+    assert_eq!(desk.stats(0).stale_records, rounds as u64, "an event of each came too late");
+    assert!(descriptors > rounds / 2, "{descriptors} descriptors came again");
 }
 
 #[test]

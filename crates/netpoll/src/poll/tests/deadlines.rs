@@ -264,3 +264,21 @@ fn connections_that_are_no_more_leave_no_timers_behind_and_those_of_the_others_s
     desk.pass(3600 * SECOND);
     assert_eq!(desk.books[stays].timeouts, [(READ, 1)]);
 }
+
+#[test]
+fn after_a_clock_that_has_jumped_each_deadline_fires_once_and_none_is_left() {
+    let mut desk = desk(Some(10 * SECOND), None);
+    let address = desk.listen();
+    let ends = (0..20).map(|_| desk.connect(&address)).collect::<Vec<_>>();
+    for (wait, (_, book)) in ends.iter().enumerate() {
+        desk.put(*book, TIMER, [READ, 1 + wait as u32 * 100, 1]);
+    }
+    desk.turn();
+    // As after a machine has slept.
+    desk.pass(24 * 3600 * SECOND);
+    desk.idle();
+    for (_, book) in &ends {
+        assert_eq!(desk.books[*book].timeouts, [(READ, 1), (IDLE, 0)]);
+    }
+    assert_eq!(desk.seats[0].left.next_deadline, None);
+}

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::desk::submission::{CLOSE, DETACH, END, RESET, SEND_PIN, WATCH_DRAIN};
-use super::desk::{error_kind, number, Desk, Plan, MS, SECOND};
+use super::desk::{error_kind, number, often, Desk, Plan, MS, SECOND};
 use super::peer::{pattern, Peer};
 use crate::block::MAX_BLOCK;
 use crate::connection::{Limits, LINGER};
@@ -290,7 +290,7 @@ fn many_connections_that_are_closed_while_the_kernel_sends_leave_nothing_behind(
     let mut desk = Desk::new(Plan { max_memory: 256 << 20, slots: 64, ..plan(ZeroCopy::Always) });
     let address = desk.listen();
     let bytes = pattern(MUCH);
-    for round in 0..4 {
+    for round in 0..often(4, 420) {
         let peers = (0..24)
             .map(|_| {
                 let (peer, book) = desk.connect(&address);
@@ -306,8 +306,11 @@ fn many_connections_that_are_closed_while_the_kernel_sends_leave_nothing_behind(
             let (read, end) = desk.peer_reads_to_end(peer);
             assert!(read == a_little(&bytes) && end.is_ok());
         }
-        desk.pass(LINGER);
-        desk.until("all are closed", |desk| peers.iter().all(|(_, book)| desk.books[*book].closed.is_some()));
+        desk.until("all are closed", |desk| {
+            // More than once: a kernel may make a little progress by its own clock at the very end of the time.
+            desk.pass(LINGER);
+            peers.iter().all(|(_, book)| desk.books[*book].closed.is_some())
+        });
         assert_eq!((blocks_out(&mut desk), desk.seats[0].poll.operators.open()), (0, 0));
         for (peer, _) in peers.iter().skip(1 - round % 2).step_by(2) {
             let (read, end) = desk.peer_reads_to_end(peer);
@@ -465,7 +468,8 @@ fn many_sends_on_many_connections_close_none_of_them_and_a_reset_is_still_told_a
     let address = desk.listen();
     let ends = (0..50).map(|_| desk.connect(&address)).collect::<Vec<_>>();
     let bytes = pattern(LEND_MIN);
-    for _ in 0..40 {
+    let rounds = often(40, 2000);
+    for _ in 0..rounds {
         ends.iter().for_each(|(_, book)| desk.write(*book, &bytes));
         for (peer, _) in &ends {
             assert!(desk.peer_reads(peer, bytes.len()) == bytes);
@@ -473,7 +477,7 @@ fn many_sends_on_many_connections_close_none_of_them_and_a_reset_is_still_told_a
     }
     desk.until("nothing is lent", |desk| ends.iter().all(|(_, book)| lent(desk, *book) == 0));
     assert_eq!(blocks_out(&mut desk), 0);
-    assert!(desk.stats(0).lent >= 2000 - 40, "{:?}", desk.stats(0));
+    assert!(desk.stats(0).lent as usize >= 49 * rounds, "{:?}", desk.stats(0));
     assert!(desk.books.iter().all(|book| book.closed.is_none() && !book.is_ended));
 
     let (peer, book) = desk.connect(&address);
