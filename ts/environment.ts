@@ -79,6 +79,12 @@ export class Environment {
   private resized: (() => void) | null = null
 
   constructor() {
+    if (!binding.sharesMemory()) {
+      throw new NetpollError(
+        'ERR_NETPOLL_UNSUPPORTED',
+        'This runtime does not allow ArrayBuffers over native memory',
+      )
+    }
     configuration.inUse = true
     const lends = configuration.zeroCopy ?? zeroCopyOf(process.env.NETPOLL_ZERO_COPY)
     const count = configuration.numLoops || numLoopsOf(process.env.NETPOLL_NUM_LOOPS)

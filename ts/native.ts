@@ -187,6 +187,8 @@ export interface NativeBinding {
   slotLimit(): number
   /** Whether the loop of this runtime can drive polls. */
   hasLoopDriver(): boolean
+  /** Whether this runtime lets JavaScript see native memory. */
+  sharesMemory(): boolean
 }
 
 /** Loads the binding, which napi's generated `native.js` finds for this platform. */

@@ -10,6 +10,7 @@ mod shared_memory;
 mod status;
 mod uv;
 
+use napi::Env;
 use napi_derive::napi;
 
 /// Slots that a poll's tables need: no process can have more descriptors than its limit, and a slot more
@@ -25,4 +26,10 @@ pub fn slot_limit() -> u32 {
 #[napi(catch_unwind)]
 pub fn has_loop_driver() -> bool {
     uv::is_there()
+}
+
+/// Whether this runtime lets JavaScript see native memory, on which everything here rests.
+#[napi(catch_unwind)]
+pub fn shares_memory(env: Env) -> bool {
+    shared_memory::can_map(env.raw())
 }

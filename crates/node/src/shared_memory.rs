@@ -74,14 +74,28 @@ pub(crate) fn map(env: sys::napi_env, chunk: Arc<Chunk>) -> Result<sys::napi_val
         // SAFETY: without an ArrayBuffer nobody will call `unmap`; the Arc is still ours.
         drop(unsafe { Arc::from_raw(hint) });
     }
-    if status == sys::Status::napi_no_external_buffers_allowed {
-        return Err(Error::new(
-            Status::GenericFailure,
-            "this runtime does not allow ArrayBuffers over native memory",
-        ));
-    }
     check(status, "napi_create_external_arraybuffer")?;
     Ok(buffer)
+}
+
+/// Whether this runtime lets JavaScript see memory of ours: those that keep all of it in a cage of V8's do not.
+pub(crate) fn can_map(env: sys::napi_env) -> bool {
+    let byte = Box::into_raw(Box::new(0u8)).cast();
+    let mut buffer = ptr::null_mut();
+    // SAFETY: `free` drops the byte when nobody can reach the ArrayBuffer any more.
+    let status = unsafe {
+        sys::napi_create_external_arraybuffer(env, byte, 1, Some(free), ptr::null_mut(), &mut buffer)
+    };
+    if status != sys::Status::napi_ok {
+        // SAFETY: without an ArrayBuffer nobody will call `free`; the byte is still ours.
+        drop(unsafe { Box::from_raw(byte.cast::<u8>()) });
+    }
+    status == sys::Status::napi_ok
+}
+
+unsafe extern "C" fn free(_env: sys::napi_env, data: *mut c_void, _hint: *mut c_void) {
+    // SAFETY: Node calls this once, with the byte that `can_map` left there.
+    drop(unsafe { Box::from_raw(data.cast::<u8>()) });
 }
 
 unsafe extern "C" fn unmap(_env: sys::napi_env, _data: *mut c_void, hint: *mut c_void) {
