@@ -1,5 +1,5 @@
 // Random operations on the Reader and the Writer of a connection, against models that are plain arrays of bytes.
-// NETPOLL_MODEL_SEED=<the seed of a failure> repeats it.
+// NETPOLL_MODEL_SEED=<the seed of a failure> repeats it, NETPOLL_MODEL_SEEDS=<n> tries more.
 
 import test from 'ava'
 import { inspect } from 'node:util'
@@ -9,7 +9,7 @@ import { DELIMITERS, ENCODINGS, NUMBERS } from './fixtures/values.mjs'
 
 const KIB = 1 << 10
 const MIB = 1 << 20
-const SEEDS = 3
+const SEEDS = Number(process.env.NETPOLL_MODEL_SEEDS ?? 3)
 const STREAM = 16 * MIB
 const WRITES = 4000
 /** Blocks that the environment and the poll keep for what comes next. */

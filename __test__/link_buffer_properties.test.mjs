@@ -14,8 +14,13 @@ const SEED = process.env.NETPOLL_PROPERTY_SEED
 const BUFFERS = 3
 const KINDS = Object.keys(NUMBERS)
 const ALPHABETS = ['ab\r\n', '\0\0a', 'é€😀', 'a', '0123456789'].map((text) => Buffer.from(text))
+const SMALL = [0, 1, 8, 8, 64, 64, 64]
 /** Small ones, those that cross blocks, those that are not copied, and one that no block holds. */
-const LARGEST = [0, 1, 8, 8, 64, 64, 64, 5000, 5000, 20 * KIB, 70 * KIB, MIB + 100]
+const SIZES = [...SMALL, 5000, 5000, 20 * KIB, 70 * KIB, MIB + 100]
+/** Large ones take most of the time: where millions of operations are asked for, fewer of them are large. */
+const LARGEST = process.env.NETPOLL_HARD
+  ? [...Array.from({ length: 15 }, () => SMALL).flat(), ...SIZES]
+  : SIZES
 
 /** A LinkBuffer beside what it has to hold. */
 class Both {
