@@ -168,6 +168,19 @@ test('shutdown() after it resolves, and the process ends by itself', async (t) =
   t.is(line, 'shut down')
 })
 
+test('a process that catches none of it ends with code 1 and the error', async (t) => {
+  const { code, signal, stderr } = await run(`${CRASH}
+    const server = serve(() => {})
+    const socket = await connect(server.port)
+    socket.write('x')
+    await until(() => server.loop.connections === 1)
+    crash()
+    await new Promise(() => {})
+  `)
+  t.deepEqual([code, signal], [1, null])
+  t.regex(stderr, /ERR_NETPOLL_POLL_DIED/)
+})
+
 test('a listener that is served after it fails with POLL_DIED, and close() frees its port', async (t) => {
   const [line] = await told(
     t,

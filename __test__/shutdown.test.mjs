@@ -299,3 +299,39 @@ test.serial('loops that come and go leave nothing behind', async (t) => {
   })
   t.pass()
 })
+
+test('of 1,000 requests that run 990 are answered, and 10 that hang are cut at the timeout', async (t) => {
+  const COUNT = 1000
+  const HANG = 10
+  const TIMEOUT = 3000
+  const answers = deferred()
+  let running = 0
+  const { port, loop, served } = serve(
+    async ({ reader, writer }) => {
+      const hangs = reader.readUInt16BE() < HANG
+      running++
+      await (hangs ? reader.waitRead(1) : answers.promise)
+      writer.writeString('answer')
+      writer.flush()
+    },
+    { onError: bare },
+  )
+  const ask = async (_, i) => {
+    const socket = await connect(port)
+    socket.write(Buffer.from([i >> 8, i & 255]))
+    return outcome(socket)
+  }
+  const asked = Array.from({ length: COUNT }, ask)
+  await until(() => running === COUNT, 'all requests run')
+  const begun = performance.now()
+  const shut = loop.shutdown({ timeout: TIMEOUT })
+  t.is(await connectCode(port), 'ECONNREFUSED')
+  answers.resolve()
+  await t.throwsAsync(shut, { code: 'ERR_NETPOLL_SHUTDOWN_TIMEOUT' })
+  t.true(performance.now() - begun >= TIMEOUT - 1, 'not before')
+  await served
+  const answered = (await Promise.all(asked)).map(({ bytes }) => String(bytes))
+  t.deepEqual(answered, [...Array(HANG).fill(''), ...Array(COUNT - HANG).fill('answer')])
+  t.is(loop.connections, 0)
+  createListener('tcp', `127.0.0.1:${port}`).close()
+})

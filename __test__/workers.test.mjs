@@ -7,6 +7,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { setImmediate } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import test from 'ava'
+import { createListener } from '../index.js'
 import { connect, descriptors, outcome, serve, settled, take, until } from './fixtures/peer.mjs'
 import { run } from './fixtures/program.mjs'
 
@@ -99,6 +100,17 @@ test.serial('workers that terminate in their start, at any moment, harm nobody',
   }
   await settled()
   t.pass()
+})
+
+test.serial('the port of a worker that was terminated with live connections is free at once', async (t) => {
+  for (let i = 0; i < 5; i++) {
+    const { worker, port } = await echoWorker(3)
+    const socket = await connect(port)
+    await echoes(t, socket, 'live')
+    await worker.terminate()
+    createListener('tcp', `127.0.0.1:${port}`).close()
+    socket.destroy()
+  }
 })
 
 test.serial('100 workers, terminated with live connections, leave no thread and no descriptor', async (t) => {
