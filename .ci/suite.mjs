@@ -9,6 +9,12 @@ export const avaCounts = {
   failed: /^ +(\d+) (?:tests?|hooks?) failed|^ +(\d+) (?:unhandled rejection|uncaught exception)/gm,
 }
 
+/** How cargo tells of its tests. */
+export const cargoCounts = {
+  passed: /^test result: .* (\d+) passed/gm,
+  failed: /^test result: .* (\d+) failed/gm,
+}
+
 /** Shows the output of a suite while it runs, then counts in it. A suite that fails has at least one failure. */
 export async function run(command, commandArgs, patterns, options) {
   const child = spawn(command, commandArgs, { cwd: root, stdio: ['ignore', 'pipe', 'inherit'], ...options })

@@ -3,7 +3,7 @@
 
 import { join } from 'node:path'
 import { root, setup } from './setup.mjs'
-import { avaCounts, run, sum } from './suite.mjs'
+import { avaCounts, cargoCounts, run, sum } from './suite.mjs'
 
 const ava = join(root, 'node_modules/ava/entrypoints/cli.mjs')
 const args = process.argv.slice(2)
@@ -11,12 +11,7 @@ const args = process.argv.slice(2)
 setup()
 const suites = []
 if (args.length === 0) {
-  suites.push(
-    await run('cargo', ['test', '--workspace', '--no-fail-fast'], {
-      passed: /^test result: .* (\d+) passed/gm,
-      failed: /^test result: .* (\d+) failed/gm,
-    }),
-  )
+  suites.push(await run('cargo', ['test', '--workspace', '--no-fail-fast'], cargoCounts))
 }
 suites.push(await run(process.execPath, [ava, ...args], avaCounts))
 

@@ -151,7 +151,7 @@ test.serial(
         const socket = await connect(main.port)
         let right = 0
         for (const delay of ${JSON.stringify(delays)}) {
-          const worker = new Worker(${worker}, { workerData: { clients: 4 }, execArgv: [] })
+          const worker = new Worker(${worker}, { workerData: { clients: 20 }, execArgv: [] })
           // A negative delay counts from its start, when it is about to load the package.
           await once(worker, delay < 0 ? 'online' : 'message')
           await new Promise((resolve) => setTimeout(resolve, delay < 0 ? -delay * 60 : delay))

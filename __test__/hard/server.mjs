@@ -1,17 +1,31 @@
-// A server whose process is watched from outside. Its argument is JSON: the name of a handler, options of the loop. It
-// prints its port, and answers each line of its input with a report; 'gc' collects before.
+// A server whose process is watched from outside. Its argument is JSON: the name of a handler, options of the loop and of
+// the listener, where it listens, and whether timers are watched. It prints its port, and answers each line of its
+// input with a report; 'gc' collects before.
 
 import { createInterface } from 'node:readline'
 import { setTimeout } from 'node:timers/promises'
 import { createEventLoop, createListener, stats } from '../../index.js'
+import { percentile } from '../fixtures/figures.mjs'
 
 const KIB = 1024
 const FRAME = 64 * KIB
-const { handler, options = {}, bytes = 0 } = JSON.parse(process.argv[2])
+const {
+  handler,
+  options = {},
+  bytes = 0,
+  address = '127.0.0.1:0',
+  listens,
+  timers,
+} = JSON.parse(process.argv[2])
 const counts = { calls: 0, opened: 0, closed: 0, written: 0, received: 0, wrong: 0, frames: 0 }
 const failures = {}
 const chunk = Buffer.alloc(FRAME, 1)
 const awake = new WeakSet()
+/** Milliseconds from the end of a handler that has consumed everything to the next call for its connection. */
+const resumed = []
+const rested = new WeakMap()
+/** Milliseconds that timers of none have taken. */
+const late = []
 
 /** Counts a frame that says which one it is. */
 function count(frame) {
@@ -31,6 +45,13 @@ const handlers = {
     awake.add(connection)
     counts.received += reader.length
     reader.skip(reader.length)
+  },
+  async naps(connection) {
+    if (rested.has(connection)) resumed.push(performance.now() - rested.get(connection))
+    await setTimeout(50)
+    counts.received += connection.reader.length
+    connection.reader.skip(connection.reader.length)
+    rested.set(connection, performance.now())
   },
   waits: ({ reader }) => reader.waitRead(100),
   views({ reader }) {
@@ -64,7 +85,7 @@ const handlers = {
   },
 }
 
-const listener = createListener('tcp', '127.0.0.1:0')
+const listener = createListener('tcp', address, listens)
 const loop = createEventLoop(
   (connection) => {
     counts.calls++
@@ -83,13 +104,23 @@ const loop = createEventLoop(
 )
 loop.serve(listener)
 console.log(listener.address().port)
+if (timers) void watchTimers()
 for await (const line of createInterface(process.stdin)) {
   const { turns, bytesOut, polls } = stats()
   const accepts = polls.reduce((sum, poll) => sum + poll.accepts, 0)
   const state = { turns, bytesOut, accepts, connections: loop.connections, ...(line === 'gc' && collected()) }
+  if (line === 'delays') Object.assign(state, { resumed, late: percentile(late, 0.99) })
   console.log(JSON.stringify({ ...counts, ...state, failures }))
 }
 process.exit()
+
+async function watchTimers() {
+  for (;;) {
+    const begun = performance.now()
+    await setTimeout(0)
+    late.push(performance.now() - begun)
+  }
+}
 
 /** What is left after a collection. It needs a descriptor, which not every process has. */
 function collected() {
