@@ -126,6 +126,38 @@ fn the_write_deadline_holds_only_while_the_kernel_takes_nothing() {
     assert_eq!(connection.expired(now + SECOND), Some(Expired::Write));
 }
 
+/// One of which the kernel was lent a send, about which nobody asks it here.
+fn lending(now: Instant) -> Connection {
+    let mut connection = connection(now);
+    connection.output.lending.ledger.record(0, 10, Vec::new());
+    connection
+}
+
+#[test]
+fn a_connection_that_has_ended_stays_while_the_kernel_holds_memory_but_not_one_that_has_failed() {
+    let mut connection = lending(Instant::now());
+    (connection.input.ended, connection.output.ended) = (true, true);
+    assert!(!connection.is_finished());
+    connection.fail(Cause::WRITE_TIMEOUT);
+    assert!(connection.is_finished());
+}
+
+#[test]
+fn a_report_begins_the_write_timeout_anew_while_anything_waits() {
+    let (now, later) = (Instant::now(), Instant::now() + SECOND / 2);
+    let mut connection = lending(now);
+    connection.output.wait(now, 10);
+    connection.output.returned(later);
+    assert_eq!(connection.deadline(), Some(later + SECOND), "for the rest of what it holds");
+    connection.output.lending.ledger.release();
+    connection.output.is_blocked = true;
+    connection.output.returned(later);
+    assert_eq!(connection.deadline(), Some(later + SECOND), "for what it has no room for");
+    connection.output.is_blocked = false;
+    connection.output.returned(later);
+    assert_eq!(connection.deadline(), None, "nothing waits");
+}
+
 #[test]
 fn a_timeout_of_zero_disarms() {
     let now = Instant::now();

@@ -286,6 +286,22 @@ fn reset_gives_everything_back_at_once_and_the_peer_reads_nothing_wrong() {
 }
 
 #[test]
+fn what_the_kernel_has_reported_counts_as_sent_although_nobody_has_looked_before_the_reset() {
+    let (mut desk, peer, book) = always();
+    let bytes = pattern(MUCH);
+    lend(&mut desk, book, a_little(&bytes));
+    let mut read = Vec::new();
+    // Without a turn nobody takes the reports.
+    while read.len() < a_little(&bytes).len() {
+        read.extend(peer.read().unwrap().into_iter().flatten());
+    }
+    assert!(lent(&mut desk, book) > 0 && read == a_little(&bytes));
+    desk.put(book, RESET, [0; 3]);
+    desk.turn();
+    assert_eq!((desk.until_closed(book), desk.status(book).sent), (0, 1 << 20));
+}
+
+#[test]
 fn many_connections_that_are_closed_while_the_kernel_sends_leave_nothing_behind() {
     let mut desk = Desk::new(Plan { max_memory: 256 << 20, slots: 64, ..plan(ZeroCopy::Always) });
     let address = desk.listen();
@@ -387,6 +403,26 @@ fn a_poll_that_ends_resets_those_whose_peers_do_not_read_and_no_block_is_used_to
     use_free_blocks(&desk);
     let (read, end) = desk.peer_reads_to_end(&peer);
     assert!(read.len() < 1 << 20 && corrupted(&read, &bytes) == 0 && end.is_err());
+}
+
+#[test]
+fn a_poll_that_ends_gives_peers_that_read_a_moment() {
+    // Not each time, for the moment is short, and this machine may have other work.
+    let is_read = (0..50).any(|_| {
+        let mut desk = Desk::new(Plan { polls: 2, ..plan(ZeroCopy::Always) });
+        let address = desk.listen();
+        let (_first, _) = desk.connect(&address);
+        let (peer, book) = desk.connect(&address);
+        let bytes = pattern(1 << 20);
+        lend(&mut desk, book, &bytes);
+        let reader = std::thread::spawn(move || {
+            std::thread::sleep(5 * MS);
+            peer.drain(1 << 20).join()
+        });
+        desk.lose_poll();
+        reader.join().unwrap().is_ok_and(|read| read == bytes)
+    });
+    assert!(is_read);
 }
 
 #[test]
