@@ -735,6 +735,24 @@ test('at maxMemory writes throw OUTPUT_LIMIT and nothing is lost, and go on when
   )
 })
 
+for (const driver of ['loop', 'thread', 'adaptive']) {
+  test(`with the driver '${driver}' a program that never yields gets back what it has closed`, async (t) => {
+    const output = await run(`
+      import { configure, LinkBuffer } from 'netpoll'
+      configure({ maxMemory: 16 << 20, driver: '${driver}' })
+      let written = 0
+      for (let i = 0; i < 500; i++) {
+        const buffer = new LinkBuffer()
+        buffer.malloc(1 << 20)[0] = 1
+        buffer.flush()
+        written += buffer.length
+        buffer.close()
+      }
+      console.log(written)`)
+    t.is(output, `${500 * MIB}\n`)
+  })
+}
+
 test('what streams through a PassThrough by a LinkBuffer is what was written', async (t) => {
   const sent = randomBytes(3 * MIB + 17)
   const buffer = own(t, new LinkBuffer())

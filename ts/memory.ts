@@ -208,7 +208,12 @@ export class Memory {
   /** A block of at least `size` bytes without references yet; null at maxMemory. */
   alloc(size: number): Block | null {
     if (size > MAX_BLOCK) return foreignBlock(Buffer.allocUnsafeSlow(size))
-    const place = this.native.alloc(size)
+    let place = this.native.alloc(size)
+    if (place < 0) {
+      // What was given back since the last tick the polls have not heard of.
+      for (const poll of this.home.environment.polls) poll.settle()
+      place = this.native.alloc(size)
+    }
     if (place < 0) return null
     return this.lend(Math.floor(place / 2 ** 32), place % 2 ** 32)
   }

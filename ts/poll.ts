@@ -3,6 +3,9 @@ import type { Environment } from './environment.js'
 import type { Memory } from './memory.js'
 import { Completion, Flag, Header, Retired, Size, Status, Submission } from './record.js'
 
+/** Milliseconds without progress that who needs what was given back waits for a poll on its thread. */
+const LOOKS = 100
+
 /** JavaScript's half of a poll: its two rings, its status table, and who has which of its slots. */
 export class Poll {
   /** By slot. */
@@ -174,6 +177,21 @@ export class Poll {
   /** After each flush: a poll that sleeps is not left waiting for the end of a long drain. */
   sendPut(): void {
     if (++this.sends >= this.environment.sendsPerRing && this.environment.draining) this.publish()
+  }
+
+  /** Lets the poll take all that was put, now, if it is quick about it: for who needs what has been given back. */
+  settle(): void {
+    this.publish()
+    let before = this.published
+    for (let looks = 0; looks < LOOKS && !this.dead; looks++) {
+      const head = Atomics.load(this.words, Header.SUBMISSION_HEAD)
+      if (head === this.published && this.backlog.length === 0) return
+      if (head !== before) looks = 0
+      before = head
+      this.environment.native.wake(this.index)
+      Atomics.wait(this.words, Header.SUBMISSION_HEAD, head, 1)
+      this.publish()
+    }
   }
 
   /** Shows the poll all that was put, and wakes it if it sleeps. */
