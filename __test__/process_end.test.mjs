@@ -116,8 +116,10 @@ test('an open connection keeps its process alive when the listener is closed, un
     })
     console.log(server.port)
   `)
-  const socket = await connect(await portOf(child))
-  t.is(String((await once(child.stdout, 'data'))[0]), 'alive\n')
+  const port = await portOf(child)
+  const printed = once(child.stdout, 'data')
+  const socket = await connect(port)
+  t.is(String((await printed)[0]), 'alive\n')
   const ended = end(child)
   socket.end()
   const { code, stdout } = await ended
