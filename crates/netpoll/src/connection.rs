@@ -66,6 +66,7 @@ impl Connection {
     pub(crate) fn fail(&mut self, cause: Cause) {
         self.failure.get_or_insert(cause);
         self.output.queue.clear();
+        self.output.is_blocked = false;
         self.output.blocked_since = None;
         self.output.ended = true;
     }

@@ -159,6 +159,18 @@ fn a_report_begins_the_write_timeout_anew_while_anything_waits() {
 }
 
 #[test]
+fn a_failed_connection_waits_for_no_room() {
+    let now = Instant::now();
+    let mut connection = connection(now);
+    connection.output.is_blocked = true;
+    connection.output.wait(now, 100);
+    connection.fail(Cause::ORDERLY);
+    // What the kernel was lent has come back.
+    connection.output.returned(now);
+    assert_eq!(connection.deadline(), None);
+}
+
+#[test]
 fn a_timeout_of_zero_disarms() {
     let now = Instant::now();
     let mut connection = connection(now);
