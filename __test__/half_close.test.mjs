@@ -1,6 +1,7 @@
 // Semantics 3: a peer that has finished sending still gets its answer, and what ends when.
 
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { setImmediate } from 'node:timers/promises'
 import test from 'ava'
 import { connect, deferred, outcome, send, serve, settled, take, until } from './fixtures/peer.mjs'
@@ -125,6 +126,24 @@ test('with allowHalfOpen it stays open until we end, too', async (t) => {
   t.true(connection.writer.flush())
   connection.end()
   t.is(String((await outcome(socket)).bytes), 'and more')
+  await connection.closed
+  t.is(loop.connections, 0)
+})
+
+test('with allowHalfOpen a reset behind the FIN closes the connection, although nothing is sent', async (t) => {
+  let connection
+  const { port, loop, stop } = serve(echo, {
+    allowHalfOpen: true,
+    onPrepare: (prepared) => void (connection = prepared),
+  })
+  t.teardown(stop)
+  const socket = await connect(port)
+  socket.end()
+  await once(socket, 'finish')
+  await until(() => connection.reader.ended)
+  await settled()
+  t.is(loop.connections, 1)
+  socket.resetAndDestroy()
   await connection.closed
   t.is(loop.connections, 0)
 })

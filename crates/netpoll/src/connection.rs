@@ -157,6 +157,8 @@ pub(crate) struct Input {
     pub(crate) ready: bool,
     /// An event has told of FIN or RST, so a short read is not the last.
     pub(crate) hang_up: bool,
+    /// An event has told of an error: behind a FIN no read tells of a RST.
+    pub(crate) suspect: bool,
     /// An event has told of urgent data, at whose mark a read ends although more is there.
     pub(crate) urgent: bool,
     pub(crate) size: ReadSize,
@@ -173,6 +175,7 @@ impl Input {
             ended: false,
             ready: false,
             hang_up: false,
+            suspect: false,
             urgent: false,
             size: ReadSize::default(),
         }

@@ -240,7 +240,20 @@ impl Io {
         operator.connection.input.ended = true;
         operator.status.raise(StatusEntry::READ_ENDED);
         self.tell(Completion::Eof { token: operator.token });
+        if operator.connection.input.suspect && is_cut(operator) {
+            return Visit::Over(Cause::PEER_RESET);
+        }
         visit_end(operator)
+    }
+
+    /// An event has told of an error. True when the connection is over: the peer has reset it after its FIN.
+    pub(crate) fn notice_error(&mut self, operator: &mut Operator) -> bool {
+        operator.connection.input.suspect = true;
+        let is_over = operator.connection.input.ended && is_cut(operator);
+        if is_over {
+            self.fail(operator, Cause::PEER_RESET);
+        }
+        is_over
     }
 
     /// Sends what is pending until the kernel takes no more or this visit's budget is spent, and FIN behind
@@ -440,6 +453,11 @@ fn may_lend(operator: &mut Operator) -> bool {
         operator.connection.output.lending.tried(can);
     }
     can.unwrap_or(true)
+}
+
+/// Whether a connection is no more whose output we have not ended.
+fn is_cut(operator: &Operator) -> bool {
+    !operator.connection.output.ended && sys::is_disconnected(operator.descriptor())
 }
 
 fn unacknowledged(operator: &Operator) -> u32 {

@@ -470,7 +470,7 @@ fn take_event(operator: &mut Operator, event: &mio::event::Event, io: &mut Io, d
     if event.is_readable() || event.is_read_closed() || event.is_error() {
         operator.connection.input.ready = true;
     }
-    if event.is_error() && operator.connection.output.lending.notice() {
+    if event.is_error() && (io.notice_error(operator) | operator.connection.output.lending.notice()) {
         mark_dirty(dirty, operator);
     }
     if (event.is_writable() || event.is_error()) && operator.connection.output.is_blocked {

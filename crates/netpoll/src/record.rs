@@ -23,6 +23,8 @@ impl Cause {
     pub const INPUT_LIMIT: Cause = Cause(-3);
     /// No address of a dial has answered in time.
     pub const DIAL_TIMEOUT: Cause = Cause(-4);
+    /// The peer has cut the connection.
+    pub(crate) const PEER_RESET: Cause = Cause(crate::sys::ECONNRESET);
     /// Nobody listens there.
     pub(crate) const REFUSED: Cause = Cause(crate::sys::ECONNREFUSED);
     /// There is no slot, or no descriptor, left.

@@ -11,15 +11,16 @@ mod zero_copy;
 pub use inherited::inherited_listener;
 pub use memory::{memory_limit, Mapping};
 pub use socket::{
-    abort_on_close, accept, discard_input, read_vectored, receive_cut, send_vectored, set_user_timeout,
-    shutdown_write, tcp_info, unacknowledged, IoVec, TcpInfo,
+    abort_on_close, accept, discard_input, is_disconnected, read_vectored, receive_cut, send_vectored,
+    set_user_timeout, shutdown_write, tcp_info, unacknowledged, IoVec, TcpInfo,
 };
 pub use zero_copy::{disconnect, enable_zero_copy, receive_report, send_zero_copy, Report};
 
 /// Error numbers that mean something to the modules above.
 pub use libc::{
-    EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EBADF, ECANCELED, ECONNABORTED, ECONNREFUSED, EHOSTUNREACH,
-    EINPROGRESS, EINVAL, EIO, EMFILE, ENETDOWN, ENETUNREACH, ENOBUFS, ENOTCONN, ENOTSOCK, EOPNOTSUPP, EPROTO,
+    EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EBADF, ECANCELED, ECONNABORTED, ECONNREFUSED, ECONNRESET,
+    EHOSTUNREACH, EINPROGRESS, EINVAL, EIO, EMFILE, ENETDOWN, ENETUNREACH, ENOBUFS, ENOTCONN, ENOTSOCK,
+    EOPNOTSUPP, EPROTO,
 };
 #[cfg(test)]
 pub use libc::{ENFILE, ENOMEM};

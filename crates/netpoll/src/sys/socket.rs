@@ -130,12 +130,7 @@ pub struct TcpInfo {
 
 /// An error for what is no TCP socket.
 pub fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<TcpInfo> {
-    // SAFETY: zeros are a valid tcp_info; a kernel that knows fewer fields leaves the others as they are.
-    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
-    let mut len = mem::size_of_val(&info) as libc::socklen_t;
-    let (start, level, name) = (ptr::from_mut(&mut info).cast(), libc::IPPROTO_TCP, libc::TCP_INFO);
-    // SAFETY: `info` has `len` bytes, and the kernel writes no more than that.
-    unsafe { syscall!(getsockopt(fd.as_raw_fd(), level, name, start, &mut len)) }?;
+    let info = whole_tcp_info(fd)?;
     Ok(TcpInfo {
         rtt: info.tcpi_rtt,
         variance: info.tcpi_rttvar,
@@ -143,6 +138,23 @@ pub fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<TcpInfo> {
         window: info.tcpi_snd_cwnd,
         unacked: info.tcpi_unacked,
     })
+}
+
+/// Whether a connection over TCP is no more: the peer has reset it, or it has timed out. The error stays to be read.
+pub fn is_disconnected(fd: BorrowedFd<'_>) -> bool {
+    /// TCP_CLOSE of <netinet/tcp.h>, which libc has not.
+    const CLOSE: u8 = 7;
+    whole_tcp_info(fd).is_ok_and(|info| info.tcpi_state == CLOSE)
+}
+
+fn whole_tcp_info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
+    // SAFETY: zeros are a valid tcp_info; a kernel that knows fewer fields leaves the others as they are.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut len = mem::size_of_val(&info) as libc::socklen_t;
+    let (start, level, name) = (ptr::from_mut(&mut info).cast(), libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: `info` has `len` bytes, and the kernel writes no more than that.
+    unsafe { syscall!(getsockopt(fd.as_raw_fd(), level, name, start, &mut len)) }?;
+    Ok(info)
 }
 
 /// Bytes that the kernel holds because the peer has not acknowledged them (TCP) or read them (unix).

@@ -234,6 +234,35 @@ fn what_the_peer_sent_before_its_reset_is_delivered() {
 }
 
 #[test]
+fn a_reset_behind_a_fin_closes_the_connection_with_its_cause() {
+    let mut desk = Desk::default();
+    let address = desk.listen();
+    let (peer, book) = desk.connect(&address);
+    peer.finish();
+    desk.until("the end has been read", |desk| desk.books[book].is_ended);
+    desk.idle();
+    assert_eq!(desk.books[book].closed, None, "our own end is open");
+    peer.reset();
+    assert_eq!(error_kind(desk.until_closed(book)), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_reset_that_is_told_of_together_with_a_fin_closes_the_connection_too() {
+    let mut desk = Desk::default();
+    let address = desk.listen();
+    let (peer, book) = desk.connect(&address);
+    desk.put(book, PAUSE, [0; 3]);
+    desk.turn();
+    peer.write(b"last words");
+    peer.finish();
+    peer.reset();
+    desk.until("both have come", |desk| desk.operator(book).connection.input.suspect);
+    desk.put(book, RESUME, [0; 3]);
+    assert_eq!(error_kind(desk.until_closed(book)), ErrorKind::ConnectionReset);
+    assert_eq!((&desk.books[book].arrived[..], desk.books[book].is_ended), (&b"last words"[..], true));
+}
+
+#[test]
 fn a_failed_send_delivers_what_the_kernel_holds_even_to_a_paused_connection() {
     let mut desk = Desk::default();
     let address = desk.listen();
