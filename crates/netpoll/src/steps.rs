@@ -50,5 +50,5 @@ pub(crate) fn any_step_bytes(count: usize) -> impl Strategy<Value = Vec<u8>> {
 /// For properties of sockets: fewer cases, and no long search for the smallest that fails, for each may have to wait.
 pub(crate) fn with_sockets() -> ProptestConfig {
     let config = ProptestConfig::default();
-    ProptestConfig { cases: config.cases.div_ceil(4), max_shrink_time: 60_000, ..config }
+    ProptestConfig { cases: config.cases.div_ceil(8), max_shrink_time: 60_000, ..config }
 }

@@ -72,6 +72,10 @@ struct Model {
     finish: Option<Finish>,
     drops: bool,
     has_failed: bool,
+    /// The kernel has no room, or had none when it was last asked.
+    is_blocked: bool,
+    /// Since when the kernel has neither taken nor given back, although there is something.
+    stalled: Option<Instant>,
     /// The count that has been asked for, and was not answered.
     watch: Option<i64>,
     answers: usize,
@@ -128,6 +132,7 @@ impl Scene {
             Step::Fail => {
                 connection.fail(Cause::ORDERLY);
                 (model.has_failed, model.dropped) = (true, model.pushed - model.sent);
+                (model.is_blocked, model.stalled) = (false, None);
             }
             Step::Watch(more) => {
                 let target = (model.settled() as i64 + more).max(0);
@@ -166,14 +171,16 @@ impl Scene {
     fn take(&mut self, percent: u64, lends: bool) {
         let Scene { connection: Connection { output, .. }, model, now, .. } = self;
         let taken = model.pending() * percent / 100;
+        model.is_blocked = taken == 0 && model.pending() > 0;
+        output.is_blocked = model.is_blocked;
+        if model.is_blocked {
+            output.wait(*now, 1);
+            model.stalled.get_or_insert(*now);
+        }
         if taken == 0 {
-            output.is_blocked = model.pending() > 0;
-            if output.is_blocked {
-                output.wait(*now, 1);
-            }
             return;
         }
-        output.is_blocked = false;
+        model.stalled = None;
         if lends {
             output.lend(taken as usize);
             model.lent.insert(model.lent_ever, (model.sent, taken));
@@ -194,6 +201,8 @@ impl Scene {
         assert_eq!(self.connection.output.lending.ledger.complete(report), completed);
         if completed > 0 {
             self.connection.output.returned(self.now);
+            let waits = self.model.is_blocked || !self.model.lent.is_empty();
+            self.model.stalled = waits.then_some(self.now);
         }
     }
 
@@ -206,8 +215,9 @@ impl Scene {
     /// The end of a visit, as a poll does it.
     fn settle(&mut self) {
         let Scene { connection: Connection { output, .. }, model, now, .. } = self;
-        if model.drops && output.is_blocked {
+        if model.drops && model.is_blocked {
             model.dropped += model.pending();
+            model.stalled = None;
         }
         output.drop_blocked();
         if output.wants_fin() {
@@ -216,6 +226,7 @@ impl Scene {
         }
         if !output.is_settled() && output.blocked_since.is_none() {
             output.wait(*now, 1);
+            model.stalled = Some(*now);
         }
         let (settled, is_settled) = (model.settled() as i64, model.lent.is_empty());
         let is_due = |target: &mut i64| if output.ended { is_settled } else { settled >= *target };
@@ -239,6 +250,7 @@ impl Scene {
                     );
                     // The peer has taken something: it begins anew.
                     self.connection.output.blocked_since = Some(self.now);
+                    self.model.stalled = Some(self.now);
                 }
             }
         }
@@ -253,7 +265,7 @@ impl Scene {
         assert_eq!((output.settled(), output.is_settled()), (model.settled(), model.lent.is_empty()));
         let lent = model.lent.values().map(|(_, len)| len).sum::<u64>();
         assert_eq!(output.pending(), model.pending() + lent);
-        assert_eq!(output.ended, model.has_ended());
+        assert_eq!((output.ended, output.blocked_since), (model.has_ended(), model.stalled));
         assert_eq!(input.unread(), model.received - model.credited);
         let is_closed = model.finish == Some(Finish::Close);
         let is_over = output.ended && (input.ended || is_closed);

@@ -42,6 +42,8 @@ struct Pair {
     heard_end: Option<Result<()>>,
     /// We have closed it while more was under way, for which the kernel sends RST: that may drop our last bytes.
     closes_on_unread: bool,
+    /// What had been delivered when the poll was first seen to pause.
+    frozen: Option<u64>,
     /// Time has passed while the kernel took nothing.
     may_time_out: bool,
     timer: Option<(Instant, u32)>,
@@ -61,6 +63,7 @@ impl Pair {
             heard: Vec::new(),
             heard_end: None,
             closes_on_unread: false,
+            frozen: None,
             may_time_out: false,
             timer: None,
             fired: Vec::new(),
@@ -150,6 +153,19 @@ impl Pair {
         }
     }
 
+    /// While it is paused nothing is delivered, unless it has failed.
+    fn watch_pause(&mut self, desk: &mut Desk) {
+        if desk.books[self.book].closed.is_some() {
+            return;
+        }
+        let connection = &desk.operator(self.book).connection;
+        let delivered = connection.input.delivered;
+        let is_paused = connection.input.paused && connection.failure.is_none();
+        let frozen = self.frozen.filter(|_| is_paused).unwrap_or(delivered);
+        assert_eq!(delivered, frozen, "a paused connection is not read");
+        self.frozen = is_paused.then_some(frozen);
+    }
+
     fn has_timed_out(&self, desk: &Desk) -> bool {
         desk.books[self.book].closed == Some(TIMED_OUT)
     }
@@ -225,6 +241,7 @@ fn any_sequence(bytes: &[u8]) {
                 desk.turn();
             }
         }
+        pairs.iter_mut().for_each(|pair| pair.watch_pause(&mut desk));
     }
     for pair in &pairs {
         desk.put(pair.book, RESUME, [0; 3]);
