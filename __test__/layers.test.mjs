@@ -19,6 +19,23 @@ test('in the core only sys touches libc', (t) => {
   t.not(using(core, /\blibc\b/).length, 0, 'sys itself does')
 })
 
+test('system calls go where a script of faults can stand in for them', (t) => {
+  const doors = core.filter(
+    ({ path }) => path.startsWith('crates/netpoll/src/sys/') && !path.endsWith('/fault.rs'),
+  )
+  const calls = doors.flatMap(({ text }) => [...withoutComments(text).matchAll(/\blibc::([a-z_\d]+)\(/g)])
+  // They are no system calls, or cannot fail with the arguments that they get.
+  const others = ['dlsym', 'munmap', 'pthread_sigmask', 'sigfillset', 'sysconf', 'unshare']
+  t.deepEqual([...new Set(calls.map(([, name]) => name))].toSorted(), others)
+  t.deepEqual(using(core, /\bSourceFd\b|\bmio\.poll\(/), ['crates/netpoll/src/sys/epoll.rs'])
+  const asks =
+    /\b(?:socket|SockRef::from\(.*\))\.(?:bind|connect|listen|shutdown|take_error|(?:peer|local)_addr)\(/
+  const bare = core
+    .flatMap(({ text }) => withoutComments(text).split('\n'))
+    .filter((line) => asks.test(line) && !line.includes('through('))
+  t.deepEqual(bare, [])
+})
+
 test('the core knows nothing of Node', (t) => {
   t.deepEqual(using(core, /\bnapi(?:_\w+)?\b/), [])
   t.notRegex(read('crates/netpoll/Cargo.toml'), /napi/)

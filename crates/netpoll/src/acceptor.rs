@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 
 use crate::address;
@@ -77,7 +76,7 @@ impl Acceptor {
             return Ok(());
         }
         let token = Subject::Listener(self.listener.id).mio();
-        registry.register(&mut SourceFd(&self.listener.raw_fd()), token, Interest::READABLE)?;
+        sys::register(registry, self.listener.raw_fd(), token, Interest::READABLE)?;
         self.is_armed = true;
         Ok(())
     }
@@ -85,7 +84,7 @@ impl Acceptor {
     pub(crate) fn disarm(&mut self, registry: &Registry) {
         if std::mem::take(&mut self.is_armed) {
             // It fails only for a descriptor that is not registered, and then there is nothing to undo.
-            let _ = registry.deregister(&mut SourceFd(&self.listener.raw_fd()));
+            let _ = sys::deregister(registry, self.listener.raw_fd());
         }
         self.is_ready = false;
     }

@@ -5,9 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::unix::SourceFd;
 use mio::{Interest, Registry};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, Socket};
 
 use crate::acceptor::Accepted;
 use crate::address::{self, AddressError, Endpoint, Local};
@@ -102,9 +101,9 @@ impl Request {
 
     fn open(&self, address: &SockAddr) -> io::Result<Socket> {
         let domain = Domain::from(i32::from(address.family()));
-        let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+        let socket = sys::new_socket(domain)?;
         if domain != Domain::UNIX {
-            socket.set_tcp_nodelay(self.no_delay)?;
+            sys::through("setsockopt", || socket.set_tcp_nodelay(self.no_delay))?;
         }
         Ok(socket)
     }
@@ -115,9 +114,9 @@ impl Request {
         };
         if self.has_local_port() {
             // Else the port could not be used for a minute after each of its connections.
-            socket.set_reuse_address(true)?;
+            sys::through("setsockopt", || socket.set_reuse_address(true))?;
         }
-        socket.bind(&local)
+        sys::through("bind", || socket.bind(&local))
     }
 
     fn has_local_port(&self) -> bool {
@@ -159,7 +158,7 @@ impl Dial {
     pub(crate) fn leave(&mut self, registry: &Registry) {
         for Attempt { socket, .. } in &self.attempts {
             // It cannot fail for a descriptor that is registered.
-            let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
+            let _ = sys::deregister(registry, socket.as_raw_fd());
         }
         self.armed = None;
         self.moves = self.moves.wrapping_add(1);
@@ -186,7 +185,7 @@ impl Dial {
         }
         let Attempt { socket, .. } = self.attempts.swap_remove(place);
         // As a connection it is registered anew. It cannot fail for a descriptor that is registered.
-        let _ = registry.deregister(&mut SourceFd(&socket.as_raw_fd()));
+        let _ = sys::deregister(registry, socket.as_raw_fd());
         self.settle(outcome, socket, address, now)
     }
 
@@ -208,7 +207,7 @@ impl Dial {
     fn watch(&mut self, address: usize, socket: Socket, registry: &Registry) {
         let token = Subject::Dial(self.request.id, address as u16).mio();
         // After connect: a socket that has not begun to connect looks hung up.
-        match registry.register(&mut SourceFd(&socket.as_raw_fd()), token, Interest::WRITABLE) {
+        match sys::register(registry, socket.as_raw_fd(), token, Interest::WRITABLE) {
             Ok(()) => self.attempts.push(Attempt { address, socket }),
             Err(error) => self.race.failed(remote(address)(error)),
         }
@@ -219,7 +218,7 @@ impl Dial {
         let socket = self.request.open(address).map_err(remote(number))?;
         let unbound = |error| Failure { cause: Cause::of(&error), place: Place::Local };
         self.request.bind(&socket, address).map_err(unbound)?;
-        let outcome = match socket.connect(address) {
+        let outcome = match sys::through("connect", || socket.connect(address)) {
             Ok(()) => look(&socket, number),
             Err(error) => match error.raw_os_error() {
                 Some(sys::EINPROGRESS) => Outcome::Pending,
@@ -247,7 +246,7 @@ impl Dial {
 
     fn winner(&self, socket: Socket, address: usize) -> io::Result<Accepted> {
         let address = self.request.address(address)?;
-        let local = address::encode(&socket.local_addr()?);
+        let local = address::encode(&local_address(&socket)?);
         let server = self.request.server.clone();
         server.admit();
         let (remote, is_unix) = (address::encode(address), address.is_unix());
@@ -257,19 +256,23 @@ impl Dial {
 
 /// The one place where SO_ERROR decides: asking takes the error away, and here nobody else wants it.
 fn look(socket: &Socket, address: usize) -> Outcome {
-    match socket.take_error() {
+    match sys::through("getsockopt", || socket.take_error()) {
         Ok(None) => {}
         Ok(Some(error)) | Err(error) => return Outcome::Failed(remote(address)(error)),
     }
-    match socket.peer_addr() {
+    match sys::through("getpeername", || socket.peer_addr()) {
         // An event that was about a former socket.
         Err(error) if error.raw_os_error() == Some(sys::ENOTCONN) => Outcome::Pending,
         Err(error) => Outcome::Failed(remote(address)(error)),
-        Ok(peer) if !peer.is_unix() && socket.local_addr().is_ok_and(|local| local == peer) => {
+        Ok(peer) if !peer.is_unix() && local_address(socket).is_ok_and(|local| local == peer) => {
             Outcome::MetItself
         }
         Ok(_) => Outcome::Connected,
     }
+}
+
+fn local_address(socket: &Socket) -> io::Result<SockAddr> {
+    sys::through("getsockname", || socket.local_addr())
 }
 
 fn remote(address: usize) -> impl FnOnce(io::Error) -> Failure {

@@ -4,7 +4,6 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Instant;
 
-use mio::unix::SourceFd;
 use mio::{Interest, Registry};
 use socket2::{SockRef, TcpKeepalive};
 
@@ -160,15 +159,14 @@ impl Io {
 
     pub(crate) fn register(&self, operator: &Operator) -> std::io::Result<()> {
         let interest = if operator.is_unix { READS } else { READS | Interest::WRITABLE };
-        let descriptor = operator.descriptor().as_raw_fd();
         let token = Subject::Connection(operator.token).mio();
-        self.registry.register(&mut SourceFd(&descriptor), token, interest)
+        sys::register(&self.registry, operator.descriptor().as_raw_fd(), token, interest)
     }
 
     /// The poll hears no more of it.
     pub(crate) fn deregister(&self, operator: &Operator) {
         // It fails only for a descriptor that is not registered.
-        let _ = self.registry.deregister(&mut SourceFd(&operator.descriptor().as_raw_fd()));
+        let _ = sys::deregister(&self.registry, operator.descriptor().as_raw_fd());
     }
 
     /// Reads what is there, within this visit's budget.
@@ -356,7 +354,7 @@ impl Io {
             let token = Subject::Connection(operator.token).mio();
             let descriptor = operator.descriptor().as_raw_fd();
             // It can fail only for want of kernel memory; then the write timeout is what is left.
-            let _ = self.registry.reregister(&mut SourceFd(&descriptor), token, interest);
+            let _ = sys::reregister(&self.registry, descriptor, token, interest);
         }
     }
 
@@ -394,9 +392,8 @@ impl Io {
 
     /// Lets go of the descriptor, which stays open. The operator has been taken out of its slot.
     pub(crate) fn release(&self, operator: Operator) -> Parts {
-        let descriptor = operator.descriptor().as_raw_fd();
         // Before anybody else has it: a registration would outlive our hold on the socket.
-        let _ = self.registry.deregister(&mut SourceFd(&descriptor));
+        self.deregister(&operator);
         operator.status.raise(StatusEntry::READ_ENDED | StatusEntry::WRITE_ENDED | StatusEntry::CLOSED);
         operator.server.dismiss();
         operator.into_parts()
@@ -422,7 +419,7 @@ impl Io {
 pub(crate) fn set_option(operator: &Operator, option: SocketOption) {
     let descriptor = operator.descriptor();
     let socket = SockRef::from(&descriptor);
-    let _ = match option {
+    let _ = sys::through("setsockopt", || match option {
         _ if operator.is_unix => Ok(()),
         SocketOption::NoDelay(on) => socket.set_tcp_nodelay(on),
         SocketOption::KeepAlive { on: true, idle_seconds } if idle_seconds > 0 => {
@@ -431,7 +428,7 @@ pub(crate) fn set_option(operator: &Operator, option: SocketOption) {
         }
         SocketOption::KeepAlive { on, .. } => socket.set_keepalive(on),
         SocketOption::UserTimeout { milliseconds } => sys::set_user_timeout(descriptor, milliseconds),
-    };
+    });
 }
 
 /// The bytes read, and whether the read ended where more may be.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket};
 
 use crate::address::{self, AddressError, Endpoint, Target};
 use crate::sys;
@@ -136,12 +136,13 @@ impl Listener {
             ListenError::System { syscall: "listen", error }
         })?;
         // What createListener() does by default; it can fail for no inet socket.
-        let _ = listener.is_unix() || listener.socket.set_tcp_nodelay(true).is_ok();
+        let set = || sys::through("setsockopt", || listener.socket.set_tcp_nodelay(true));
+        let _ = listener.is_unix() || set().is_ok();
         Ok(listener)
     }
 
     fn of(id: u32, socket: Socket, is_inherited: bool) -> io::Result<Listener> {
-        let address = socket.local_addr()?;
+        let address = sys::through("getsockname", || socket.local_addr())?;
         let is_wildcard = address.as_socket().is_some_and(|address| address.ip().is_unspecified());
         let local = (!is_wildcard).then(|| address::encode(&address));
         let endpoint = Endpoint::of(&address);
@@ -170,7 +171,7 @@ impl Listener {
             return;
         }
         // It can fail only for a socket that does not listen any more.
-        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+        let _ = sys::through("shutdown", || self.socket.shutdown(std::net::Shutdown::Both));
         if self.endpoint.family == Endpoint::UNIX && !self.endpoint.address.starts_with('@') {
             // As `net` does; somebody may have removed it already.
             let _ = std::fs::remove_file(&self.endpoint.address);
@@ -179,8 +180,8 @@ impl Listener {
 
     /// Of a connection accepted here: asked of the kernel only where the listener's own says nothing.
     pub(crate) fn local_address(&self, connection: &OwnedFd) -> [u32; 6] {
-        let ask = || SockRef::from(connection).local_addr().map(|address| address::encode(&address));
-        self.local.unwrap_or_else(|| ask().unwrap_or_default())
+        let ask = || sys::through("getsockname", || SockRef::from(connection).local_addr());
+        self.local.unwrap_or_else(|| ask().map(|address| address::encode(&address)).unwrap_or_default())
     }
 }
 
@@ -196,7 +197,14 @@ fn taken() -> MutexGuard<'static, BTreeSet<RawFd>> {
 
 fn open(address: &SockAddr, ipv6_only: bool, options: &ListenOptions) -> io::Result<Socket> {
     let domain = Domain::from(i32::from(address.family()));
-    let socket = Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None)?;
+    let socket = sys::new_socket(domain)?;
+    sys::through("setsockopt", || set_options(&socket, domain, ipv6_only, options))?;
+    sys::through("bind", || socket.bind(address))?;
+    sys::through("listen", || socket.listen(options.backlog))?;
+    Ok(socket)
+}
+
+fn set_options(socket: &Socket, domain: Domain, ipv6_only: bool, options: &ListenOptions) -> io::Result<()> {
     if domain != Domain::UNIX {
         socket.set_reuse_address(true)?;
         socket.set_tcp_nodelay(options.no_delay)?;
@@ -207,10 +215,7 @@ fn open(address: &SockAddr, ipv6_only: bool, options: &ListenOptions) -> io::Res
         socket.set_only_v6(ipv6_only)?;
     }
     options.recv_buffer.map_or(Ok(()), |size| socket.set_recv_buffer_size(size))?;
-    options.send_buffer.map_or(Ok(()), |size| socket.set_send_buffer_size(size))?;
-    socket.bind(address)?;
-    socket.listen(options.backlog)?;
-    Ok(socket)
+    options.send_buffer.map_or(Ok(()), |size| socket.set_send_buffer_size(size))
 }
 
 fn is_unsupported(error: &io::Error) -> bool {
@@ -228,8 +233,9 @@ fn remove_stale(path: &Path) {
 /// Does not wait for a listener whose backlog is full: that one is alive.
 fn is_refused(path: &Path) -> bool {
     let attempt = || {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking().cloexec(), None)?;
-        socket.connect(&SockAddr::unix(path)?)
+        let socket = sys::new_socket(Domain::UNIX)?;
+        let address = SockAddr::unix(path)?;
+        sys::through("connect", || socket.connect(&address))
     };
     attempt().is_err_and(|error| error.raw_os_error() == Some(crate::sys::ECONNREFUSED))
 }

@@ -248,7 +248,7 @@ impl Poll {
     fn poll_events(&mut self, timeout: Option<Duration>) -> Result<()> {
         #[cfg(all(test, loom))]
         let timeout = models::awaken(&self.mio, timeout);
-        match self.mio.poll(&mut self.events, timeout) {
+        match sys::wait(&mut self.mio, &mut self.events, timeout) {
             Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error),
             _ => self.is_collected = true,
         }

@@ -5,7 +5,7 @@ use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use socket2::{Domain, SockRef, Type};
 
-use super::syscall;
+use super::{syscall, through};
 
 /// Takes over a listening stream socket of inet or unix, which from now on does not block and is closed on
 /// exec. Anything else fails with EBADF, ENOTSOCK or EINVAL, and is left as it is.
@@ -15,13 +15,14 @@ pub fn inherited_listener(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: it is open, and stays so in this function: whoever names it gives it away.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     let socket = SockRef::from(&borrowed);
-    let is_stream = socket.r#type()? == Type::STREAM;
-    let is_known = matches!(socket.domain()?, Domain::IPV4 | Domain::IPV6 | Domain::UNIX);
-    if !(is_stream && is_known && socket.is_listener()?) {
+    let is_stream = through("getsockopt", || socket.r#type())? == Type::STREAM;
+    let is_known =
+        matches!(through("getsockopt", || socket.domain())?, Domain::IPV4 | Domain::IPV6 | Domain::UNIX);
+    if !(is_stream && is_known && through("getsockopt", || socket.is_listener())?) {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    socket.set_nonblocking(true)?;
-    socket.set_cloexec(true)?;
+    through("fcntl", || socket.set_nonblocking(true))?;
+    through("fcntl", || socket.set_cloexec(true))?;
     // SAFETY: the caller gives the descriptor away, and has made sure that no listener has it already.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::{fs, io};
 
-use super::syscall;
+use super::{raw, syscall};
 
 /// Page-aligned, zeroed memory that takes pages only where it has been touched, until it is dropped.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ impl Mapping {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: an anonymous mapping at an address of the kernel's choice touches no existing memory.
-        let start = unsafe { libc::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
+        let start = unsafe { raw::mmap(ptr::null_mut(), len, protection, flags, -1, 0) };
         match NonNull::new(start.cast()) {
             Some(first) if start != libc::MAP_FAILED => Ok(Mapping { start: first, len }),
             _ => Err(io::Error::last_os_error()),

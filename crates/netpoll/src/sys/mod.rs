@@ -3,16 +3,20 @@
 //! Calls that were interrupted by a signal are repeated here, once for all, so that nobody above ever
 //! sees `EINTR`.
 
+mod epoll;
+#[cfg(feature = "fault")]
+pub mod fault;
 mod inherited;
 mod memory;
 mod socket;
 mod zero_copy;
 
+pub use epoll::{deregister, register, reregister, wait};
 pub use inherited::inherited_listener;
 pub use memory::{memory_limit, Mapping};
 pub use socket::{
-    abort_on_close, accept, discard_input, is_disconnected, read_vectored, receive_cut, send_vectored,
-    set_user_timeout, shutdown_write, tcp_info, unacknowledged, IoVec, TcpInfo,
+    abort_on_close, accept, discard_input, is_disconnected, new_socket, read_vectored, receive_cut,
+    send_vectored, set_user_timeout, shutdown_write, tcp_info, unacknowledged, IoVec, TcpInfo,
 };
 pub use zero_copy::{disconnect, enable_zero_copy, receive_report, send_zero_copy, Report};
 
@@ -26,8 +30,27 @@ pub use libc::{
 pub use libc::{ENFILE, ENOMEM};
 
 use std::ffi::{c_void, CStr};
+#[cfg(not(feature = "fault"))]
+use std::io;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
+
+/// Where calls that can fail go: with the feature `fault` a script may stand in for libc. A call that it does not know
+/// is not there, so none can be forgotten.
+#[cfg(feature = "fault")]
+use fault as raw;
+#[cfg(not(feature = "fault"))]
+use libc as raw;
+
+/// The same for a call that another crate makes for us.
+#[cfg(feature = "fault")]
+pub use fault::through;
+/// A system call that another crate makes for us, by its name.
+#[cfg(not(feature = "fault"))]
+#[inline(always)]
+pub fn through<T>(_name: &'static str, call: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    call()
+}
 
 /// A libc call whose negative result means failure, as an `io::Result`. It is repeated while a signal
 /// interrupts it. The caller writes the `unsafe` and says why the arguments are right.
@@ -36,7 +59,7 @@ macro_rules! syscall {
         loop {
             #[cfg(all(test, loom))]
             crate::sync::models::enter_kernel();
-            let result = libc::$call($($argument),*);
+            let result = $crate::sys::raw::$call($($argument),*);
             if result >= 0 {
                 break Ok(result);
             }

@@ -5,9 +5,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 use std::{io, mem, ptr};
 
-use socket2::{SockAddr, SockRef};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::syscall;
+use super::{syscall, through};
 
 /// A piece of memory that the kernel is to fill or to send.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,11 @@ impl IoVec {
     pub unsafe fn new(start: *mut u8, len: usize) -> IoVec {
         IoVec(libc::iovec { iov_base: start.cast(), iov_len: len })
     }
+}
+
+/// A stream socket, which does not block and is closed on exec.
+pub fn new_socket(domain: Domain) -> io::Result<Socket> {
+    through("socket", || Socket::new(domain, Type::STREAM.nonblocking().cloexec(), None))
 }
 
 /// Takes one connection from the queue of a listener, with the address of its peer. The new descriptor
@@ -86,12 +91,12 @@ pub fn send_vectored(fd: BorrowedFd<'_>, from: &[IoVec]) -> io::Result<usize> {
 
 /// Sends a FIN behind what the kernel still has to send.
 pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
-    SockRef::from(&fd).shutdown(Shutdown::Write)
+    through("shutdown", || SockRef::from(&fd).shutdown(Shutdown::Write))
 }
 
 /// Makes closing the descriptor send an RST and drop what has not been sent.
 pub fn abort_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
-    SockRef::from(&fd).set_linger(Some(Duration::ZERO))
+    through("setsockopt", || SockRef::from(&fd).set_linger(Some(Duration::ZERO)))
 }
 
 /// Receives at most `max` bytes and drops them; how many may be less. TCP does it without a copy
@@ -110,7 +115,8 @@ pub fn discard_input(fd: BorrowedFd<'_>, max: usize) -> io::Result<usize> {
 /// How many milliseconds sent data may stay unacknowledged before TCP gives the connection up; 0 leaves
 /// it to the system.
 pub fn set_user_timeout(fd: BorrowedFd<'_>, ms: u32) -> io::Result<()> {
-    SockRef::from(&fd).set_tcp_user_timeout(Some(Duration::from_millis(ms.into())))
+    let timeout = Duration::from_millis(ms.into());
+    through("setsockopt", || SockRef::from(&fd).set_tcp_user_timeout(Some(timeout)))
 }
 
 /// What the kernel tells of a TCP connection.
@@ -182,7 +188,7 @@ fn recv(fd: BorrowedFd<'_>, into: IoVec) -> io::Result<usize> {
 }
 
 fn is_tcp(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(SockRef::from(&fd).protocol()? == Some(socket2::Protocol::TCP))
+    Ok(through("getsockopt", || SockRef::from(&fd).protocol())? == Some(socket2::Protocol::TCP))
 }
 
 #[cfg(test)]
