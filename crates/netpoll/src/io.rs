@@ -317,8 +317,14 @@ impl Io {
         }
         let zero_copy = self.zero_copy.get();
         // The kernel joins reports that touch, so few wait at a time.
-        while let Ok(report) = sys::receive_report(operator.descriptor()) {
-            report.inspect(|report| self.take_report(operator, *report, zero_copy, now));
+        loop {
+            match sys::receive_report(operator.descriptor()) {
+                Ok(Some(report)) => self.take_report(operator, report, zero_copy, now),
+                Ok(None) => {}
+                Err(error) if error.raw_os_error() == Some(sys::EAGAIN) => return,
+                // No further event would tell of what is still there.
+                Err(error) => return self.fail(operator, Cause::of(&error)),
+            }
         }
     }
 
@@ -339,23 +345,26 @@ impl Io {
         operator.connection.output.is_blocked = true;
         operator.connection.output.wait(now, held);
         operator.connection.output.queue.detach_small_tail(&self.table);
-        self.want_room(operator, true);
+        if let Err(error) = self.want_room(operator, true) {
+            // Nothing would ever tell that there is room.
+            self.fail(operator, Cause::of(&error));
+        }
     }
 
     /// The kernel may have room again: the next `transmit` tries.
     pub(crate) fn unblock(&mut self, operator: &mut Operator) {
         operator.connection.output.is_blocked = false;
-        self.want_room(operator, false);
+        // Events that nobody asks for any more are only events too many.
+        let _ = self.want_room(operator, false);
     }
 
-    fn want_room(&self, operator: &Operator, wanted: bool) {
-        if operator.is_unix {
-            let interest = if wanted { READS | Interest::WRITABLE } else { READS };
-            let token = Subject::Connection(operator.token).mio();
-            let descriptor = operator.descriptor().as_raw_fd();
-            // It can fail only for want of kernel memory; then the write timeout is what is left.
-            let _ = sys::reregister(&self.registry, descriptor, token, interest);
+    fn want_room(&self, operator: &Operator, wanted: bool) -> std::io::Result<()> {
+        if !operator.is_unix {
+            return Ok(());
         }
+        let interest = if wanted { READS | Interest::WRITABLE } else { READS };
+        let token = Subject::Connection(operator.token).mio();
+        sys::reregister(&self.registry, operator.descriptor().as_raw_fd(), token, interest)
     }
 
     fn fail(&mut self, operator: &mut Operator, cause: Cause) {
@@ -368,8 +377,12 @@ impl Io {
     fn finish_output(&mut self, operator: &mut Operator) {
         operator.connection.output.drop_blocked();
         if operator.connection.output.wants_fin() {
-            // It fails only when the connection is gone, and then reading tells.
-            let _ = sys::shutdown_write(operator.descriptor());
+            if let Err(error) = sys::shutdown_write(operator.descriptor()) {
+                // Of a connection that is gone reading tells why. Otherwise the peer would wait for the end.
+                if error.raw_os_error() != Some(sys::ENOTCONN) {
+                    self.fail(operator, Cause::of(&error));
+                }
+            }
             operator.connection.output.ended = true;
             operator.status.raise(StatusEntry::WRITE_ENDED);
         }
