@@ -7,7 +7,7 @@ use std::{io, mem, ptr};
 
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use super::{syscall, through};
+use super::{disconnect, syscall, through};
 
 /// A piece of memory that the kernel is to fill or to send.
 #[derive(Clone, Copy, Debug)]
@@ -94,9 +94,11 @@ pub fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
     through("shutdown", || SockRef::from(&fd).shutdown(Shutdown::Write))
 }
 
-/// Makes closing the descriptor send an RST and drop what has not been sent.
+/// Makes closing the descriptor send an RST and drop what has not been sent. Where it cannot, the RST is sent now: the
+/// peer shall not take the end of what was sent for the end of it all.
 pub fn abort_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
-    through("setsockopt", || SockRef::from(&fd).set_linger(Some(Duration::ZERO)))
+    let linger = || SockRef::from(&fd).set_linger(Some(Duration::ZERO));
+    through("setsockopt", linger).or_else(|_| disconnect(fd))
 }
 
 /// Receives at most `max` bytes and drops them; how many may be less. TCP does it without a copy
