@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -119,8 +119,12 @@ impl Listener {
             }
         }
         let socket = outcome.map_err(|error| ListenError::System { syscall: "listen", error })?;
-        let listener = Listener::of(id, socket, false);
-        let listener = listener.map_err(|error| ListenError::System { syscall: "getsockname", error })?;
+        let listener = Listener::of(id, socket, false).map_err(|(_, error)| {
+            if let Target::Path(path) = &target {
+                let _ = std::fs::remove_file(path);
+            }
+            ListenError::System { syscall: "getsockname", error }
+        })?;
         taken().insert(listener.raw_fd());
         Ok(listener)
     }
@@ -131,7 +135,14 @@ impl Listener {
             return Err(ListenError::Taken);
         }
         let socket = sys::inherited_listener(descriptor).map(Socket::from);
-        let listener = socket.and_then(|socket| Listener::of(id, socket, true)).map_err(|error| {
+        let listener = socket.and_then(|socket| {
+            Listener::of(id, socket, true).map_err(|(socket, error)| {
+                // It stays its owner's, and open.
+                let _ = socket.into_raw_fd();
+                error
+            })
+        });
+        let listener = listener.map_err(|error| {
             taken().remove(&descriptor);
             ListenError::System { syscall: "listen", error }
         })?;
@@ -141,8 +152,11 @@ impl Listener {
         Ok(listener)
     }
 
-    fn of(id: u32, socket: Socket, is_inherited: bool) -> io::Result<Listener> {
-        let address = sys::through("getsockname", || socket.local_addr())?;
+    fn of(id: u32, socket: Socket, is_inherited: bool) -> Result<Listener, (Socket, io::Error)> {
+        let address = match sys::through("getsockname", || socket.local_addr()) {
+            Ok(address) => address,
+            Err(error) => return Err((socket, error)),
+        };
         let is_wildcard = address.as_socket().is_some_and(|address| address.ip().is_unspecified());
         let local = (!is_wildcard).then(|| address::encode(&address));
         let endpoint = Endpoint::of(&address);
@@ -200,7 +214,10 @@ fn open(address: &SockAddr, ipv6_only: bool, options: &ListenOptions) -> io::Res
     let socket = sys::new_socket(domain)?;
     sys::through("setsockopt", || set_options(&socket, domain, ipv6_only, options))?;
     sys::through("bind", || socket.bind(address))?;
-    sys::through("listen", || socket.listen(options.backlog))?;
+    sys::through("listen", || socket.listen(options.backlog)).inspect_err(|_| {
+        // Who comes next would find the path taken, by nobody.
+        let _ = address.as_pathname().map(std::fs::remove_file);
+    })?;
     Ok(socket)
 }
 
