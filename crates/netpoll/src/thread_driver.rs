@@ -202,6 +202,42 @@ mod tests {
         driven.thread.join().unwrap();
     }
 
+    #[cfg(feature = "fault")]
+    #[test]
+    fn a_fault_of_the_wait_is_the_end_of_the_poll_unless_it_was_a_signal() {
+        use std::io::Write;
+
+        use crate::sys::fault::{direct, parse, Script};
+
+        let faults = (1..=8).flat_map(|number| {
+            let errors = ["EINTR", "EAGAIN", "ENOBUFS", "ENOMEM", "EMFILE", "ECONNRESET", "EPIPE"];
+            errors.map(|error| (error == "EINTR", format!("epoll_wait:{number}:{error}")))
+        });
+        for (goes_on, fault) in faults {
+            let driven = Running::start();
+            let mut client = driven.connect();
+            let script = Arc::new(Script::new(parse(&fault).unwrap()));
+            direct(driven.thread.thread().id(), Some(script.clone()));
+            let begun = Instant::now();
+            while script.struck() == 0 {
+                driven.inboxes.wake(0);
+                assert!(begun.elapsed() < PATIENCE, "{fault} does not strike");
+            }
+            if goes_on {
+                client.write_all(b"!").unwrap();
+                driven.bell.recv_timeout(PATIENCE).unwrap();
+                driven.drive.ask_to_stop();
+                driven.inboxes.wake(0);
+            }
+            driven.done.recv_timeout(PATIENCE).unwrap();
+            assert_eq!(driven.has_died(), !goes_on, "{fault}");
+            // What it had sent and nobody has read makes the end a reset.
+            let _ = client.read(&mut [0]).map(|read| assert_eq!(read, 0));
+            direct(driven.thread.thread().id(), None);
+            driven.thread.join().unwrap();
+        }
+    }
+
     #[test]
     fn a_stop_in_the_middle_of_a_turn_ends_the_poll_although_the_turn_takes_its_wake_up() {
         let words = leak(WORDS);

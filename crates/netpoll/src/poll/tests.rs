@@ -11,6 +11,8 @@ mod deadlines;
 mod desk;
 mod detaching;
 mod dialing;
+#[cfg(feature = "fault")]
+mod faults;
 mod memory;
 mod moving;
 mod peer;

@@ -54,6 +54,20 @@ impl Peer {
         }
     }
 
+    /// The same where it may be gone already: reading tells.
+    #[cfg(feature = "fault")]
+    pub(super) fn try_write(&self, bytes: &[u8]) -> usize {
+        (&self.0).write(bytes).unwrap_or(0)
+    }
+
+    /// Who waits at a listener that does not block.
+    #[cfg(feature = "fault")]
+    pub(super) fn waiting_at(listener: &Socket) -> Option<Peer> {
+        let (socket, _) = listener.accept().ok()?;
+        socket.set_nonblocking(true).unwrap();
+        Some(Peer(socket))
+    }
+
     /// Urgent data: its last byte is none of the stream.
     pub(super) fn urge(&self, bytes: &[u8]) {
         assert_eq!(self.0.send_out_of_band(bytes).unwrap(), bytes.len());
