@@ -48,6 +48,7 @@ const PARTS = {
   fairness: [6, hard('fairness')],
   views: [6, hard('views')],
   canary: [8, hard('canary')],
+  faults: [20, hard('faults')],
 }
 
 const names = process.argv.slice(2)
