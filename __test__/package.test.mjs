@@ -22,6 +22,12 @@ test('netpoll/mux is the same to both kinds of importers, and takes the connecti
   t.is(received, 'imported, required')
 })
 
+test('the module that is published knows nothing of faults by script', (t) => {
+  const modules = readdirSync(project).filter((file) => /^netpoll\..*\.node$/.test(file))
+  t.true(modules.length > 0)
+  for (const file of modules) t.false(readFileSync(join(project, file)).includes('NETPOLL_FAULT'), file)
+})
+
 const importers = {
   commonjs: `const { createEventLoop, createListener } = require('netpoll')`,
   module: `import { createEventLoop, createListener } from 'netpoll'`,
