@@ -242,13 +242,15 @@ mod tests {
     }
 
     #[test]
-    fn accept_gives_a_descriptor_that_does_not_block_and_the_address_of_the_peer() {
+    fn accept_gives_a_descriptor_that_neither_blocks_nor_goes_to_children_and_the_address_of_the_peer() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (fd, peer) = accept(listener.as_fd()).unwrap();
         assert_eq!(peer.as_socket(), Some(client.local_addr().unwrap()));
         let error = recv(fd.as_fd(), iovec(&mut [0; 8])).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        // SAFETY: the call takes no pointer.
+        assert_eq!(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) }, libc::FD_CLOEXEC);
     }
 
     #[test]
