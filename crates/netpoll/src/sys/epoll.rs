@@ -11,15 +11,9 @@ use mio::{Events, Interest, Poll, Registry, Token};
 use super::fault;
 use super::through;
 
-/// Lets the descriptor's events be told, of which those that are true already come at once. Where it is registered
-/// still, because it could not be taken out, that is what counts from now on.
+/// Lets the descriptor's events be told, of which those that are true already come at once.
 pub fn register(registry: &Registry, fd: RawFd, token: Token, interest: Interest) -> io::Result<()> {
-    match through("epoll_ctl", || registry.register(&mut SourceFd(&fd), token, interest)) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return reregister(registry, fd, token, interest)
-        }
-        outcome => outcome?,
-    }
+    through("epoll_ctl", || registry.register(&mut SourceFd(&fd), token, interest))?;
     #[cfg(feature = "fault")]
     fault::note(registry, fd, token, interest);
     Ok(())

@@ -20,6 +20,8 @@ pub use socket::{
 };
 pub use zero_copy::{disconnect, enable_zero_copy, receive_report, send_zero_copy, Report};
 
+#[cfg(all(test, feature = "fault"))]
+pub use libc::EEXIST;
 /// Error numbers that mean something to the modules above.
 pub use libc::{
     EADDRNOTAVAIL, EAFNOSUPPORT, EAGAIN, EBADF, ECANCELED, ECONNABORTED, ECONNREFUSED, ECONNRESET,
