@@ -455,14 +455,13 @@ fn read(operator: &Operator, into: &[IoVec]) -> std::io::Result<(usize, bool)> {
 
 /// Whether the socket can be sent from without a copy; it is asked once.
 fn may_lend(operator: &mut Operator) -> bool {
-    let can = operator.connection.output.lending.is_untried().then(|| {
+    if operator.connection.output.lending.is_untried() {
         // Of unix sockets none can.
-        !operator.is_unix && sys::enable_zero_copy(operator.descriptor()).is_ok()
-    });
-    if let Some(can) = can {
+        let can = !operator.is_unix && sys::enable_zero_copy(operator.descriptor()).is_ok();
         operator.connection.output.lending.tried(can);
+        return can;
     }
-    can.unwrap_or(true)
+    true
 }
 
 /// Whether a connection is no more whose output we have not ended.
