@@ -377,11 +377,10 @@ impl Io {
     fn finish_output(&mut self, operator: &mut Operator) {
         operator.connection.output.drop_blocked();
         if operator.connection.output.wants_fin() {
-            if let Err(error) = sys::shutdown_write(operator.descriptor()) {
-                // Of a connection that is gone reading tells why. Otherwise the peer would wait for the end.
-                if error.raw_os_error() != Some(sys::ENOTCONN) {
-                    self.fail(operator, Cause::of(&error));
-                }
+            let refused = sys::shutdown_write(operator.descriptor()).err();
+            // Of a connection that is gone reading tells why. Otherwise the peer would wait for the end.
+            if let Some(error) = refused.filter(|error| error.raw_os_error() != Some(sys::ENOTCONN)) {
+                self.fail(operator, Cause::of(&error));
             }
             operator.connection.output.ended = true;
             operator.status.raise(StatusEntry::WRITE_ENDED);
