@@ -238,7 +238,7 @@ impl Io {
         operator.connection.input.ended = true;
         operator.status.raise(StatusEntry::READ_ENDED);
         self.tell(Completion::Eof { token: operator.token });
-        if operator.connection.input.suspect && is_cut(operator) {
+        if operator.connection.input.suspect && operator.is_cut() {
             return Visit::Over(Cause::PEER_RESET);
         }
         visit_end(operator)
@@ -247,7 +247,7 @@ impl Io {
     /// An event has told of an error. True when the connection is over: the peer has reset it after its FIN.
     pub(crate) fn notice_error(&mut self, operator: &mut Operator) -> bool {
         operator.connection.input.suspect = true;
-        let is_over = operator.connection.input.ended && is_cut(operator);
+        let is_over = operator.connection.input.ended && operator.is_cut();
         if is_over {
             self.fail(operator, Cause::PEER_RESET);
         }
@@ -461,11 +461,6 @@ fn may_lend(operator: &mut Operator) -> bool {
         return can;
     }
     true
-}
-
-/// Whether a connection is no more whose output we have not ended.
-fn is_cut(operator: &Operator) -> bool {
-    !operator.connection.output.ended && sys::is_disconnected(operator.descriptor())
 }
 
 fn unacknowledged(operator: &Operator) -> u32 {

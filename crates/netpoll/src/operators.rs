@@ -7,6 +7,7 @@ use crate::border::StatusEntry;
 use crate::connection::Connection;
 use crate::limbo::Limbo;
 use crate::server::Server;
+use crate::sys;
 use crate::token::Token;
 
 /// A connection and its descriptor.
@@ -36,6 +37,11 @@ impl Operator {
     /// Whether the poll should read now.
     pub(crate) fn may_read(&self) -> bool {
         self.moving_to.is_none() && self.connection.may_read()
+    }
+
+    /// Whether the connection is no more, although we have not ended our output.
+    pub(crate) fn is_cut(&self) -> bool {
+        !self.connection.output.ended && sys::is_disconnected(self.descriptor())
     }
 
     pub(crate) fn into_parts(self) -> Parts {

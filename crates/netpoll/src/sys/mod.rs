@@ -115,7 +115,7 @@ pub fn in_own_network(control_bytes: u32) -> bool {
 }
 
 /// Whether this thread, which blocks the signal, was sent it.
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub fn is_pending(signal: libc::c_int) -> bool {
     let mut pending = std::mem::MaybeUninit::uninit();
     // SAFETY: sigpending writes the set that sigismember reads.
