@@ -245,14 +245,11 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use super::*;
+    use crate::tests::words;
 
     const ENTRIES: u32 = 8;
     const SLOTS: u32 = 3;
     const WORDS: usize = 64 + 2 * 8 * 8 + 3 * (8 + 16);
-
-    fn words(count: usize) -> &'static [AtomicU32] {
-        Box::leak((0..count).map(|_| AtomicU32::new(0)).collect())
-    }
 
     fn values(words: &[AtomicU32]) -> Vec<u32> {
         words.iter().map(|word| word.load(Ordering::Relaxed)).collect()

@@ -57,6 +57,9 @@ mod server;
 mod steps;
 mod sync;
 mod sys;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
 mod thread_driver;
 mod timers;
 mod token;

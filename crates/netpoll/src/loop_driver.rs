@@ -150,6 +150,7 @@ mod tests {
     use crate::pin::PinTable;
     use crate::poll_manager::PollManager;
     use crate::server::Server;
+    use crate::tests::words;
 
     const DIED: usize = 2;
     const ON_LOOP: usize = 5;
@@ -167,13 +168,13 @@ mod tests {
 
     impl Driven {
         fn start(driver: Driver) -> Driven {
-            let words: &'static [AtomicU32] = Box::leak((0..WORDS).map(|_| AtomicU32::new(0)).collect());
+            let (words, scheduled) = words(WORDS + 1).split_at(WORDS);
             let rings = Arc::new(AtomicUsize::new(0));
             let rung = rings.clone();
             let ring = move || {
                 rung.fetch_add(1, Ordering::SeqCst);
             };
-            let doorbell = Doorbell::new(Box::leak(Box::new(AtomicU32::new(0))), Arc::new(ring));
+            let doorbell = Doorbell::new(&scheduled[0], Arc::new(ring));
             let driving = Driving { driver, busy_poll: Duration::ZERO };
             let borders = [Border::new(words, 8, 8).unwrap()];
             let manager =

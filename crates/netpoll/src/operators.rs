@@ -194,18 +194,17 @@ impl Operators {
 mod tests {
     use std::io::Read;
     use std::os::unix::net::UnixStream;
-    use std::sync::atomic::AtomicU32;
     use std::time::Instant;
 
     use super::*;
     use crate::border::Border;
     use crate::connection::Limits;
+    use crate::tests::words;
 
     const SLOTS: u32 = 2;
 
     fn border() -> Border {
-        let words = 64 + 2 * 8 * 8 + SLOTS as usize * 24;
-        Border::new(Box::leak((0..words).map(|_| AtomicU32::new(0)).collect()), 8, SLOTS).unwrap()
+        Border::new(words(64 + 2 * 8 * 8 + SLOTS as usize * 24), 8, SLOTS).unwrap()
     }
 
     /// Gives a slot away, if there is one; the other end of the descriptor tells what has become of it.

@@ -394,16 +394,13 @@ mod tests {
     use super::*;
     use crate::acceptor::Accepted;
     use crate::connection::Limits;
+    use crate::tests::words;
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn leak(words: usize) -> &'static [AtomicU32] {
-        Box::leak((0..words).map(|_| AtomicU32::new(0)).collect())
-    }
-
     fn start(polls: usize) -> PollManager {
-        let borders = (0..polls).map(|_| Border::new(leak(64 + 2 * 8 * 8 + 8 * 24), 8, 8).unwrap());
-        let doorbell = Doorbell::new(&leak(1)[0], Arc::new(|| ()));
+        let borders = (0..polls).map(|_| Border::new(words(64 + 2 * 8 * 8 + 8 * 24), 8, 8).unwrap());
+        let doorbell = Doorbell::new(&words(1)[0], Arc::new(|| ()));
         let (table, pins) = (BlockTable::new(8 << 20), PinTable::new());
         let driving = Driving { driver: Driver::Thread, busy_poll: Duration::ZERO };
         PollManager::start(&borders.collect::<Vec<_>>(), &doorbell, &table, &pins, driving).unwrap()

@@ -175,10 +175,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tests::words;
 
     fn ring(entries: usize) -> Ring {
-        let words = (0..3 + entries * RECORD_WORDS).map(|_| AtomicU32::new(0)).collect::<Vec<_>>();
-        let words: &'static [AtomicU32] = Box::leak(words.into_boxed_slice());
+        let words = words(3 + entries * RECORD_WORDS);
         Ring { head: &words[0], tail: &words[1], backlogged: &words[2], words: &words[3..] }
     }
 

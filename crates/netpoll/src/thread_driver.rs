@@ -81,7 +81,7 @@ mod tests {
     use std::os::fd::AsRawFd;
     use std::sync::atomic::AtomicU32;
     use std::sync::mpsc::{channel, Receiver};
-    use std::sync::OnceLock;
+    use std::sync::{OnceLock, Weak};
     use std::time::Duration;
 
     use super::*;
@@ -94,6 +94,7 @@ mod tests {
     use crate::pin::PinTable;
     use crate::poll::{Poll, Shared};
     use crate::server::Server;
+    use crate::tests::words;
     use crate::token::Subject;
 
     const DIED: usize = 2;
@@ -114,7 +115,7 @@ mod tests {
 
     impl Running {
         fn start() -> Running {
-            Running::start_with(leak(WORDS), |_, _| ())
+            Running::start_with(words(WORDS), |_, _| ())
         }
 
         /// `rung` runs where the bell rings: on the poll's own thread.
@@ -127,12 +128,12 @@ mod tests {
             let waker = mio::Waker::new(mio.registry(), Subject::Waker.mio()).unwrap();
             let inboxes = Arc::new(Inboxes::new(border.slots()));
             inboxes.open(0, waker);
-            let scheduled = &leak(1)[0];
+            let scheduled = &crate::tests::words(1)[0];
             let (ringing, bell) = channel();
-            let (stopping, woken) = (Arc::new(OnceLock::<Arc<Drive>>::new()), inboxes.clone());
+            let (stopping, woken) = (Arc::new(OnceLock::<Weak<Drive>>::new()), inboxes.clone());
             let stopped = stopping.clone();
             let ring = move || {
-                rung(stopped.get().unwrap(), &woken);
+                rung(&stopped.get().unwrap().upgrade().unwrap(), &woken);
                 ringing.send(()).unwrap();
             };
             let doorbell = Doorbell::new(scheduled, Arc::new(ring));
@@ -151,7 +152,7 @@ mod tests {
             let poll = Poll::new(0, mio, border, shared, Arc::default()).unwrap();
             let driven = Driven::new(poll, Duration::ZERO, Instant::now());
             let drive = Arc::new(Drive::new(0, descriptor, driven, Driver::Thread, outside));
-            stopping.set(drive.clone()).unwrap();
+            stopping.set(Arc::downgrade(&drive)).unwrap();
             let thread = spawn(drive.clone()).unwrap();
             Running { words, scheduled, inboxes, drive, bell, done, thread }
         }
@@ -172,10 +173,6 @@ mod tests {
         fn has_died(&self) -> bool {
             self.words[DIED].load(Ordering::Acquire) == 1
         }
-    }
-
-    fn leak(words: usize) -> &'static [AtomicU32] {
-        Box::leak((0..words).map(|_| AtomicU32::new(0)).collect())
     }
 
     #[test]
@@ -240,7 +237,7 @@ mod tests {
 
     #[test]
     fn a_stop_in_the_middle_of_a_turn_ends_the_poll_although_the_turn_takes_its_wake_up() {
-        let words = leak(WORDS);
+        let words = words(WORDS);
         // The first turn rings for this word before it looks at its events.
         words[SUBMISSION_BACKLOGGED].store(1, Ordering::Relaxed);
         let driven = Running::start_with(words, |drive, inboxes| {

@@ -26,6 +26,7 @@ use crate::record::{Cause, Record};
 use crate::ring::{Consumer, Producer};
 use crate::server::Server;
 use crate::sys;
+use crate::tests::words;
 use crate::token::{Subject, Token};
 
 /// Turns before a test gives up: each waits for at most a millisecond.
@@ -220,7 +221,7 @@ impl Desk {
         let table = BlockTable::new(plan.max_memory);
         let pins = PinTable::new();
         let bells = Arc::new(AtomicU32::new(0));
-        let scheduled = &leak(1)[0];
+        let scheduled = &clean_words(1)[0];
         let ring = {
             let bells = bells.clone();
             Arc::new(move || {
@@ -905,7 +906,7 @@ impl Drop for Desk {
 impl Seat {
     fn new(index: usize, mio: mio::Poll, plan: &Plan, shared: Shared) -> Seat {
         let status_table = 64 + 16 * plan.ring_entries as usize;
-        let words = leak(status_table + plan.slots as usize * 24);
+        let words = clean_words(status_table + plan.slots as usize * 24);
         let border = Border::new(words, plan.ring_entries, plan.slots).unwrap();
         let counters = Arc::<Counters>::default();
         Seat {
@@ -966,10 +967,10 @@ pub(super) fn number(cause: Cause) -> i32 {
 }
 
 /// Zeroes that stay; those that a desk has left are used again, for a property makes many.
-fn leak(words: usize) -> &'static [AtomicU32] {
+fn clean_words(count: usize) -> &'static [AtomicU32] {
     let mut left = LEFT.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(place) = left.iter().position(|left| left.len() == words) else {
-        return Box::leak((0..words).map(|_| AtomicU32::new(0)).collect());
+    let Some(place) = left.iter().position(|left| left.len() == count) else {
+        return words(count);
     };
     let words = left.swap_remove(place);
     words.iter().for_each(|word| word.store(0, Ordering::Relaxed));

@@ -8,6 +8,7 @@ use super::peer::{pattern, Peer};
 use crate::poll::scarcity::{BLOCKED_PATIENCE, FAVOR, FULL_PATIENCE, LAST_RESERVE, SCARCITY_DELAY};
 use crate::poll::Budget;
 use crate::record::Cause;
+use crate::tests::keep;
 
 const MIB: u64 = 1 << 20;
 
@@ -249,7 +250,7 @@ fn at_the_limit_connections_are_reset_one_at_a_time() {
     let address = desk.listen();
     let peers = [(); 2].map(|()| desk.adopt(Peer::connect_with(&address, Some(4096))));
     // Each of them alone is to blame.
-    let much: &'static [u8] = Vec::leak(pattern(9 << 20));
+    let much = keep(pattern(9 << 20));
     for (_, book) in &peers {
         let pin = desk.pin(much);
         desk.put(*book, SEND_PIN, [pin, 0, 0]);

@@ -13,6 +13,7 @@ use crate::lending::{ZeroCopy, LEND_MIN};
 use crate::limbo::LIMBO_DELAY;
 use crate::link_buffer::Hold;
 use crate::record::Cause;
+use crate::tests::keep;
 
 /// More than the kernel takes of a connection whose peer does not read.
 const MUCH: usize = 8 << 20;
@@ -163,7 +164,7 @@ fn what_is_lent_counts_as_memory_in_use() {
 #[test]
 fn a_pin_is_given_back_and_its_bytes_count_as_sent_only_when_the_kernel_is_done() {
     let (mut desk, peer, book) = always();
-    let bytes: &'static [u8] = pattern(1 << 20).leak();
+    let bytes = keep(pattern(1 << 20));
     let pin = desk.pin(bytes);
     desk.put(book, SEND_PIN, [pin, 0, 0]);
     desk.put(book, WATCH_DRAIN, [bytes.len() as u32, 0, 0]);
@@ -271,7 +272,7 @@ fn the_write_timeout_is_about_what_is_lent_too() {
 #[test]
 fn reset_gives_everything_back_at_once_and_the_peer_reads_nothing_wrong() {
     let (mut desk, peer, book) = always();
-    let bytes: &'static [u8] = pattern(MUCH).leak();
+    let bytes = keep(pattern(MUCH));
     lend(&mut desk, book, a_little(bytes));
     let pin = desk.pin(a_little(bytes));
     desk.put(book, SEND_PIN, [pin, 0, 0]);
