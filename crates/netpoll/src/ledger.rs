@@ -46,6 +46,12 @@ impl<H> Default for Ledger<H> {
 }
 
 impl<H> Ledger<H> {
+    /// One whose next number is this one.
+    #[cfg(test)]
+    pub(crate) fn starting_at(oldest: u32) -> Ledger<H> {
+        Ledger { sends: VecDeque::new(), oldest, bytes: 0 }
+    }
+
     /// The next send, of `len` bytes from `start` of the stream on.
     pub(crate) fn record(&mut self, start: u64, len: usize, held: Vec<H>) {
         #[cfg(test)]
@@ -101,7 +107,7 @@ impl<H> Ledger<H> {
 
 impl<H> Drop for Ledger<H> {
     fn drop(&mut self) {
-        mem::forget(mem::take(&mut self.sends));
+        self.sends.drain(..).for_each(|send| mem::forget(send.held));
     }
 }
 
@@ -120,18 +126,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tests::allocated;
 
     fn report(first: u32, last: u32) -> Report {
         Report { first, last, copied: false }
     }
 
-    fn empty(oldest: u32) -> Ledger<Rc<()>> {
-        Ledger { sends: VecDeque::new(), oldest, bytes: 0 }
-    }
-
     /// A ledger whose next number is `oldest`, with so many sends of 10 bytes, and what each of them holds.
     fn ledger(oldest: u32, sends: usize) -> (Ledger<Rc<()>>, Vec<Rc<()>>) {
-        let mut ledger = empty(oldest);
+        let mut ledger = Ledger::starting_at(oldest);
         let held = (0..sends).map(|_| Rc::new(())).collect::<Vec<_>>();
         for (number, hold) in held.iter().enumerate() {
             ledger.record(10 * number as u64, 10, vec![hold.clone()]);
@@ -158,6 +161,7 @@ mod tests {
         let (mut ledger, held) = ledger(0, 5);
         assert_eq!(ledger.complete(report(0, 3)), 4);
         assert_eq!(is_held(&held), [false, false, false, false, true]);
+        ledger.release();
     }
 
     #[test]
@@ -167,6 +171,7 @@ mod tests {
         assert_eq!((is_held(&held), ledger.start()), (vec![true, true, false, true], Some(0)));
         assert_eq!(ledger.complete(report(0, 1)), 2);
         assert_eq!((ledger.start(), ledger.bytes()), (Some(30), 10), "over what was done already");
+        ledger.release();
     }
 
     #[test]
@@ -208,6 +213,18 @@ mod tests {
         assert_eq!(is_held(&held), [true; 2]);
     }
 
+    #[test]
+    fn a_ledger_that_holds_nothing_leaves_nothing_behind() {
+        let before = allocated();
+        let (mut done, held) = ledger(0, 100);
+        done.complete(report(0, 99));
+        drop((done, held));
+        let (mut released, held) = ledger(0, 100);
+        released.release();
+        drop((released, held));
+        assert_eq!(allocated(), before);
+    }
+
     /// Start, length and hold of each send that is not done, by a number that does not wrap.
     type Model = BTreeMap<u64, (u64, usize, Rc<()>)>;
 
@@ -238,7 +255,7 @@ mod tests {
             first in prop_oneof![Just(0u32), any::<u32>(), (u32::MAX - 40)..=u32::MAX],
             steps in proptest::collection::vec(step(), 1..200),
         ) {
-            let mut ledger = empty(first);
+            let mut ledger = Ledger::starting_at(first);
             let mut model = Model::new();
             let (mut next, mut position) = (1u64 << 32 | u64::from(first), 0);
             for step in steps {
