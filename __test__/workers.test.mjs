@@ -178,3 +178,30 @@ test.serial('the memory of workers that have ended is unmapped', async (t) => {
   // A worker's blocks alone are 4 MiB and more.
   t.true(growth < 48, `${growth} MiB`)
 })
+
+const unreading = new URL(
+  `data:text/javascript,${encodeURIComponent(`
+    import { parentPort } from 'node:worker_threads'
+    import { serve } from '${new URL('fixtures/peer.mjs', import.meta.url)}'
+    const { port } = serve(() => parentPort.postMessage('unread'))
+    parentPort.postMessage(port)
+  `)}`,
+)
+
+test.serial('the memory of workers that are terminated with unread input is unmapped', async (t) => {
+  const few = async (count) => {
+    for (let i = 0; i < count; i++) {
+      const worker = new Worker(unreading)
+      const [port] = await once(worker, 'message')
+      const socket = await connect(port)
+      socket.write('hello')
+      await once(worker, 'message')
+      await worker.terminate()
+      socket.destroy()
+    }
+    return mapped()
+  }
+  const before = await few(4)
+  const growth = (await few(16)) - before
+  t.true(growth < 48, `${growth} MiB`)
+})

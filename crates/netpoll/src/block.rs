@@ -115,6 +115,21 @@ impl BlockTable {
         true
     }
 
+    /// Takes back all that is lent: JavaScript has ended, and says no more. What it has mapped stays until it lets go
+    /// of that.
+    pub fn take_back_all(&self) {
+        for chunk in self.chunks.iter().filter_map(OnceLock::get) {
+            for index in 0..chunk.counts.len() as u32 {
+                // Acquire: with the Release of `lend`.
+                let lent = chunk.count(index).lent.swap(0, Acquire);
+                if lent > 0 {
+                    // SAFETY: as in `give_back`.
+                    unsafe { release(pointer(chunk), index, lent) };
+                }
+            }
+        }
+    }
+
     /// One more lent reference of the block at `offset`, which has some. False, and nothing has changed, when
     /// it has none. Both arguments may be anything.
     pub fn share(&self, chunk: u32, offset: u32) -> bool {
@@ -623,6 +638,22 @@ mod tests {
         assert_eq!(table.blocks_out(), 1);
         assert!(table.give_back(chunk, offset + 4095, 1));
         assert_eq!(table.blocks_out(), 0);
+    }
+
+    #[test]
+    fn all_that_is_lent_can_be_taken_back_and_what_others_hold_stays() {
+        let table = BlockTable::new(64 * MIB);
+        let [once, often, ours] = [1, 65_536, 1].map(|size| table.alloc(size).unwrap());
+        often.clone().lend();
+        often.lend();
+        once.lend();
+        ours.clone().lend();
+        let chunk = Arc::downgrade(&table.chunk(ours.chunk()).unwrap());
+        table.take_back_all();
+        assert_eq!((table.blocks_out(), table.bytes_out()), (1, 4096));
+        assert!(!table.give_back(ours.chunk(), ours.offset(), 1), "it is not lent any more");
+        drop((table, ours));
+        assert!(chunk.upgrade().is_none(), "the memory is unmapped");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::ffi::c_void;
 use std::fmt;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,9 @@ pub(crate) struct Bell {
     /// Looks after polls that their threads have given to the loop.
     summoned: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
+
+/// All that there ever were, and with them the seats that they summon: what is in no list looks lost.
+static BELLS: Mutex<Vec<&Bell>> = Mutex::new(Vec::new());
 
 enum Handle {
     Async(Async),
@@ -88,6 +91,7 @@ impl Bell {
             check(sys::napi_async_init(env, none, name, &mut bell.context), "napi_async_init")?;
         }
         let bell: &'static Bell = Box::leak(Box::new(bell));
+        BELLS.lock().unwrap_or_else(PoisonError::into_inner).push(bell);
         let handle = match if libuv { bell.open_async()? } else { None } {
             Some(handle) => Handle::Async(handle),
             None => Handle::Function(bell.create_function(name)?),

@@ -21,7 +21,7 @@ use crate::shapes::{
     dial_outcome, host_outcome, listen_outcome, Addresses, DialOutcome, DialSettings, EndpointShape,
     EnvironmentStats, HostOutcome, ListenOutcome, ListenSettings, ServeOptions,
 };
-use crate::shared_memory::{bytes_of, hold, let_go, map, words_of};
+use crate::shared_memory::{bytes_of, hold, let_go, map, words_of, Holds};
 
 /// Of what could not be: a poll too many, or one that never was.
 const EINVAL: i32 = 22;
@@ -37,8 +37,8 @@ const EXIT_PATIENCE: Duration = Duration::from_millis(50);
 const SHARE_OF_MEMORY: u64 = 4;
 
 /// The polls, blocks and pins of one Node environment. It is stopped by whichever comes first: `exit` (of
-/// process 'exit'), or the environment's cleanup hook, which joins the threads. Only then Node drops
-/// the references to the shared memory and the threadsafe function.
+/// process 'exit'), or the environment's cleanup hook, which joins the threads, and then lets go of the shared memory and
+/// of what JavaScript was lent. Only then Node drops the threadsafe function.
 #[napi]
 pub struct Environment {
     manager: Arc<PollManager>,
@@ -52,7 +52,8 @@ pub struct Environment {
     /// None where threads drive all polls.
     loop_driver: Option<&'static LoopDriver>,
     servers: Mutex<HashMap<u32, Arc<Server>>>,
-    pinned: Mutex<HashMap<u32, Pinned>>,
+    pinned: Arc<Mutex<HashMap<u32, Pinned>>>,
+    holds: Arc<Holds>,
 }
 
 /// A Buffer that is being sent.
@@ -77,10 +78,11 @@ impl Environment {
     /// Starts a poll for each of `options.polls`. `doorbell` is called when there are records to drain.
     #[napi(constructor, catch_unwind)]
     pub fn new(env: Env, options: Object<'_>, doorbell: Function<'_, (), ()>) -> Result<Environment> {
-        let control = words_of(env.raw(), field::<Unknown<'_>>(&options, "control")?.raw())?;
+        let holds = Arc::<Holds>::default();
+        let control = words_of(env.raw(), field::<Unknown<'_>>(&options, "control")?.raw(), &holds)?;
         let (scheduled, stop) = (word(control, SCHEDULED)?, word(control, STOP)?);
         let (ring_entries, slots) = (field(&options, "ringEntries")?, field(&options, "slots")?);
-        let borders = borders(&env, &options, ring_entries, slots)?;
+        let borders = borders(&env, &options, ring_entries, slots, &holds)?;
         let table = BlockTable::new(memory_limit(field::<f64>(&options, "maxMemory")?));
         let pins = PinTable::new();
         let bell = Bell::new(env.raw(), doorbell.raw(), stop, field::<bool>(&options, "libuv")?)?;
@@ -93,15 +95,22 @@ impl Environment {
             Driver::Loop | Driver::Adaptive => Some(LoopDriver::new(env.raw(), bell, manager.clone())?),
         };
         // After the bell was made: hooks run last in, first out, so the threads that ring it are gone before it is.
+        let pinned = Arc::<Mutex<HashMap<u32, Pinned>>>::default();
+        let (raw, rest) = (env.raw(), (table.clone(), pinned.clone(), holds.clone()));
         env.add_env_cleanup_hook(manager.clone(), move |manager| {
+            let (table, pinned, holds) = rest;
             // Release: pairs with the Acquire of a ring that is still under way.
             stop.store(1, Ordering::Release);
             loop_driver.inspect(|driver| driver.close());
             manager.join();
             bell.close();
+            table.take_back_all();
+            // It fails only for what is gone with the environment anyway.
+            lock(&pinned).drain().for_each(|(_, pinned)| drop(let_go(raw, pinned.reference)));
+            holds.let_go(raw);
         })?;
         loop_driver.inspect(|driver| (0..borders.len()).for_each(|poll| driver.seat(poll)));
-        let (servers, pinned, borders) = (Mutex::default(), Mutex::default(), Mutex::new(borders));
+        let (servers, borders) = (Mutex::default(), Mutex::new(borders));
         Ok(Environment {
             manager,
             table,
@@ -113,13 +122,14 @@ impl Environment {
             loop_driver,
             servers,
             pinned,
+            holds,
         })
     }
 
     /// Starts one more poll, with the next number, on memory of its own. An errno, or 0.
     #[napi(catch_unwind)]
     pub fn add_poll(&self, env: Env, words: Unknown<'_>) -> Result<i32> {
-        let border = border(&env, words, self.ring_entries, self.slots)?;
+        let border = border(&env, words, self.ring_entries, self.slots, &self.holds)?;
         let added = self.manager.add(border);
         if added.is_ok() {
             let mut borders = lock(&self.borders);
@@ -358,16 +368,16 @@ impl Environment {
     }
 }
 
-fn borders(env: &Env, options: &Object<'_>, entries: u32, slots: u32) -> Result<Vec<Border>> {
+fn borders(env: &Env, options: &Object<'_>, entries: u32, slots: u32, holds: &Holds) -> Result<Vec<Border>> {
     let polls = field::<Array<'_>>(options, "polls")?;
     let words = |index| polls.get::<Unknown<'_>>(index)?.ok_or_else(|| unknown("poll", index));
-    (0..polls.len()).map(|index| border(env, words(index)?, entries, slots)).collect()
+    (0..polls.len()).map(|index| border(env, words(index)?, entries, slots, holds)).collect()
 }
 
-fn border(env: &Env, words: Unknown<'_>, entries: u32, slots: u32) -> Result<Border> {
+fn border(env: &Env, words: Unknown<'_>, entries: u32, slots: u32, holds: &Holds) -> Result<Border> {
     let invalid =
         || Error::new(Status::InvalidArg, "the memory of a poll does not have the size of its parts");
-    Border::new(words_of(env.raw(), words.raw())?, entries, slots).ok_or_else(invalid)
+    Border::new(words_of(env.raw(), words.raw(), holds)?, entries, slots).ok_or_else(invalid)
 }
 
 /// Without libuv only threads can drive.

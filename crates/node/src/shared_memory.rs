@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use napi::{sys, Error, Result, Status};
 use netpoll::Chunk;
@@ -31,16 +31,43 @@ pub(crate) fn bytes_of(env: sys::napi_env, array: sys::napi_value) -> Result<(*m
     Ok((data.cast(), length * size))
 }
 
-/// The words of an Int32Array over a SharedArrayBuffer, held for as long as the environment lives.
-pub(crate) fn words_of(env: sys::napi_env, array: sys::napi_value) -> Result<&'static [AtomicU32]> {
+/// What an environment holds until its end. Node lets go of values then, but not of the references to them.
+#[derive(Default)]
+pub(crate) struct Holds(Mutex<Vec<sys::napi_ref>>);
+
+// SAFETY: napi-rs asks for it; references are made and deleted on the environment's own thread only: JavaScript calls,
+// or the cleanup hook runs.
+unsafe impl Send for Holds {}
+// SAFETY: as above.
+unsafe impl Sync for Holds {}
+
+impl Holds {
+    fn add(&self, reference: sys::napi_ref) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(reference);
+    }
+
+    /// Of the environment's cleanup hook, when nobody uses any of it.
+    pub(crate) fn let_go(&self, env: sys::napi_env) {
+        for reference in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // It fails only for what is gone with the environment anyway.
+            let _ = let_go(env, reference);
+        }
+    }
+}
+
+/// The words of an Int32Array over a SharedArrayBuffer, held by `holds`.
+pub(crate) fn words_of(
+    env: sys::napi_env,
+    array: sys::napi_value,
+    holds: &Holds,
+) -> Result<&'static [AtomicU32]> {
     let (data, bytes) = bytes_of(env, array)?;
     if data.is_null() || !data.cast::<AtomicU32>().is_aligned() {
         return Err(Error::new(Status::InvalidArg, "the words must be there and aligned"));
     }
-    // Never deleted: Node drops it with the environment, after the cleanup hook has joined the polls.
-    hold(env, array)?;
-    // SAFETY: the strong reference keeps the memory until the environment ends, a SharedArrayBuffer cannot
-    // be detached, and every user of the words is gone before that (see `Environment`). JavaScript
+    holds.add(hold(env, array)?);
+    // SAFETY: the strong reference keeps the memory until the cleanup hook has joined the polls, a SharedArrayBuffer
+    // cannot be detached, and every user of the words is gone then (see `Environment`). JavaScript
     // uses them as 32-bit words too, so all accesses are atomic or ordered by atomic ones.
     Ok(unsafe { std::slice::from_raw_parts(data.cast(), bytes / 4) })
 }
