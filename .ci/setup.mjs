@@ -10,10 +10,7 @@ export const root = fileURLToPath(new URL('..', import.meta.url))
 
 /** Ends the process, with the reason on stderr, when something is missing or a step fails. */
 export function setup() {
-  const missing = missingTools()
-  if (missing.length > 0) {
-    fail(`netpoll cannot be built here:\n${missing.map((line) => `  - ${line}\n`).join('')}`)
-  }
+  requireTools()
   if (isOlder('node_modules/.package-lock.json', ['package-lock.json'])) {
     step('installing packages', 'npm', ['ci', '--no-audit', '--no-fund'])
   }
@@ -22,6 +19,17 @@ export function setup() {
   }
   if (isOlder('dist/index.js', ['ts', 'tsconfig.json'])) {
     step('building the TypeScript layer', 'npm', ['run', '--silent', 'build:ts'])
+  }
+}
+
+/** Ends the process unless all tools are there; `others` are more that this needs, and what for. */
+export function requireTools(others = {}) {
+  const missing = missingTools()
+  for (const [tool, reason] of Object.entries(others)) {
+    if (spawnSync(tool, ['--version']).status !== 0) missing.push(`There is no ${tool} on the PATH: ${reason}`)
+  }
+  if (missing.length > 0) {
+    fail(`netpoll cannot be built here:\n${missing.map((line) => `  - ${line}\n`).join('')}`)
   }
 }
 
@@ -42,6 +50,12 @@ function missingTools() {
     }
   }
   return missing
+}
+
+/** What rustc builds for when it is not told: `x86_64-unknown-linux-gnu`. */
+export function host() {
+  const { stdout } = spawnSync('rustc', ['-vV'], { encoding: 'utf8' })
+  return /^host: (.*)$/m.exec(stdout)[1]
 }
 
 function versionOf(tool) {

@@ -93,11 +93,11 @@ test('docs/architecture.md names every file with unsafe code, and no other', (t)
   )
 })
 
-/** The sources under a folder, without comments and without the tests at the end of a Rust file. */
+/** The sources under a folder, without what is only there for tests: files, and the end of a Rust file. */
 function sources(folder, extension) {
   return readdirSync(join(project, folder), { recursive: true })
     .map((name) => join(folder, name))
-    .filter((path) => path.endsWith(extension) && !/(?:^|\/)(?:models|tests?)(?:\.rs|\/)/.test(path))
+    .filter((path) => path.endsWith(extension) && !/(?:^|\/)(?:models|tests?|fuzzing)(?:\.rs|\/)/.test(path))
     .filter((path) => statSync(join(project, path)).isFile())
     .map((path) => ({ path, text: read(path).replace(testModule, '') }))
 }

@@ -31,6 +31,8 @@ mod counters;
 mod demand;
 mod dialer;
 mod driver;
+#[cfg(any(all(test, not(loom)), fuzzing))]
+pub mod fuzzing;
 mod handover;
 mod helm;
 mod inbox;

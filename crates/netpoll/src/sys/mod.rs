@@ -30,6 +30,8 @@ pub use libc::{
 };
 #[cfg(test)]
 pub use libc::{ENFILE, ENOMEM};
+#[cfg(any(test, fuzzing))]
+pub(crate) use zero_copy::parse as parse_report;
 
 use std::ffi::{c_void, CStr};
 #[cfg(not(feature = "fault"))]

@@ -193,6 +193,14 @@ fn is_tcp(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(through("getsockopt", || SockRef::from(&fd).protocol())? == Some(socket2::Protocol::TCP))
 }
 
+#[cfg(any(test, fuzzing))]
+impl IoVec {
+    /// What a test of those who fill a barrier looks at.
+    pub(crate) fn parts(&self) -> (*const u8, usize) {
+        (self.0.iov_base.cast(), self.0.iov_len)
+    }
+}
+
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests {
@@ -207,13 +215,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (client, listener.accept().unwrap().0)
-    }
-
-    impl IoVec {
-        /// What a test of those who fill a barrier looks at.
-        pub(crate) fn parts(&self) -> (*const u8, usize) {
-            (self.0.iov_base.cast(), self.0.iov_len)
-        }
     }
 
     /// Sends the bytes together with a descriptor of its own, as SCM_RIGHTS.

@@ -66,7 +66,7 @@ pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// The first report in control data, in which each entry is a header (length with the header, level, type), its
 /// data, and room up to the next multiple of a word. All of it may be anything.
-fn parse(mut control: &[u8]) -> Option<Report> {
+pub(crate) fn parse(mut control: &[u8]) -> Option<Report> {
     loop {
         let length = usize::from_ne_bytes(take(control, 0)?);
         let data = control.get(HEADER..length)?;
