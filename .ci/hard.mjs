@@ -4,7 +4,7 @@
 
 import { join } from 'node:path'
 import { root, setup } from './setup.mjs'
-import { avaCounts, cargoCounts, run, sum } from './suite.mjs'
+import { avaCounts, cargoCounts, ownCounts, run, sum } from './suite.mjs'
 
 const ava = join(root, 'node_modules/ava/entrypoints/cli.mjs')
 /** As `npm test` runs it, but with more time. */
@@ -49,6 +49,8 @@ const PARTS = {
   views: [6, hard('views')],
   canary: [8, hard('canary')],
   faults: [20, hard('faults')],
+  asan: [20, [process.execPath, '.ci/asan.mjs']],
+  fuzz: [10, [process.execPath, '.ci/fuzz.mjs']],
 }
 
 const names = process.argv.slice(2)
@@ -65,7 +67,7 @@ for (const name of names.length > 0 ? names : Object.keys(PARTS)) {
   const [minutes, [command, ...args], told] = PARTS[name]
   const env = { ...process.env, NETPOLL_HARD: '1', ...told }
   const options = { env, timeout: minutes * 60_000, killSignal: 'SIGKILL' }
-  const suite = await run(command, args, command === 'cargo' ? cargoCounts : avaCounts, options)
+  const suite = await run(command, args, countsOf(command, args), options)
   suites.push({ ...suite, name, seconds: Math.round((Date.now() - begun) / 1000) })
 }
 
@@ -76,3 +78,8 @@ for (const { name, passed, failed, seconds } of suites) {
 const failed = sum(suites.map((suite) => suite.failed))
 console.log(`${sum(suites.map((suite) => suite.passed))} passed, ${failed} failed`)
 process.exitCode = failed === 0 ? 0 : 1
+
+function countsOf(command, [script]) {
+  if (command === 'cargo') return cargoCounts
+  return script === ava ? avaCounts : ownCounts
+}
