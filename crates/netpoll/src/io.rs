@@ -454,13 +454,11 @@ fn read(operator: &Operator, into: &[IoVec]) -> std::io::Result<(usize, bool)> {
 
 /// Whether the socket can be sent from without a copy; it is asked once.
 fn may_lend(operator: &mut Operator) -> bool {
-    if operator.connection.output.lending.is_untried() {
-        // Of unix sockets none can.
-        let can = !operator.is_unix && sys::enable_zero_copy(operator.descriptor()).is_ok();
-        operator.connection.output.lending.tried(can);
-        return can;
-    }
-    true
+    let is_asked = !operator.connection.output.lending.is_untried();
+    // Of unix sockets none can.
+    let can = is_asked || !operator.is_unix && sys::enable_zero_copy(operator.descriptor()).is_ok();
+    operator.connection.output.lending.tried(can);
+    can
 }
 
 fn unacknowledged(operator: &Operator) -> u32 {
