@@ -201,13 +201,13 @@ for (const [kind, wait] of Object.entries({
 }
 
 test('a wait that is satisfied in time leaves no timer behind that ends the next one', async (t) => {
-  const { reader, peer, connection } = await pair(t, { readTimeout: 100 })
+  const { reader, peer, connection } = await pair(t, { readTimeout: 1000 })
   const first = reader.waitRead(1)
   await send(peer, 'a')
   await first
   connection.setReadTimeout(60_000)
   const second = reader.waitRead(2)
-  const other = await pair(t, { readTimeout: 200 })
+  const other = await pair(t, { readTimeout: 2000 })
   await t.throwsAsync(other.reader.waitRead(1), { code: 'ERR_NETPOLL_READ_TIMEOUT' })
   t.true(await isPending(second), 'twice the first timeout has passed')
   await send(peer, 'b')
@@ -216,13 +216,13 @@ test('a wait that is satisfied in time leaves no timer behind that ends the next
 })
 
 test('the timer of a wait that was satisfied does not end a later one that has no timeout', async (t) => {
-  const { reader, peer, connection } = await pair(t, { readTimeout: 100 })
+  const { reader, peer, connection } = await pair(t, { readTimeout: 1000 })
   const first = reader.waitRead(1)
   await send(peer, 'a')
   await first
   connection.setReadTimeout(0)
   const second = reader.waitRead(2)
-  const other = await pair(t, { readTimeout: 200 })
+  const other = await pair(t, { readTimeout: 2000 })
   await t.throwsAsync(other.reader.waitRead(1), { code: 'ERR_NETPOLL_READ_TIMEOUT' })
   t.true(await isPending(second), 'twice the first timeout has passed')
   await send(peer, 'b')
