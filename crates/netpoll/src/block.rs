@@ -27,6 +27,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{fence, AtomicU32, AtomicUsize};
 use std::sync::{Arc, OnceLock};
 
+pub use self::stock::Pressure;
 use self::stock::{Shelf, Stock};
 use crate::rations::Rations;
 use crate::sys::Mapping;
@@ -58,19 +59,6 @@ pub struct BlockTable {
     stock: Arc<Stock>,
     /// Who may still read when little is left.
     pub(crate) rations: Rations,
-}
-
-/// How much of `max_memory` is in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Pressure {
-    /// Less than three quarters.
-    Low,
-    /// Three quarters or more: the rest is for what brings memory back.
-    High,
-    /// Seven eighths or more.
-    Scarce,
-    /// There is no room for one more of the largest blocks.
-    Full,
 }
 
 impl BlockTable {

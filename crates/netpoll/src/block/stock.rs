@@ -18,6 +18,19 @@ pub(super) struct Stock {
     shelves: [Mutex<Shelf>; SHIFTS.len()],
 }
 
+/// How much of `max_memory` is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    /// Less than three quarters.
+    Low,
+    /// Three quarters or more: the rest is for what brings memory back.
+    High,
+    /// Seven eighths or more.
+    Scarce,
+    /// There is no room for one more of the largest blocks.
+    Full,
+}
+
 impl Stock {
     pub(super) fn new(max_memory: u64) -> Arc<Stock> {
         Arc::new(Stock { max_memory, ..Stock::default() })
