@@ -60,7 +60,8 @@ const triple = host()
 rmSync(reports, { recursive: true, force: true })
 mkdirSync(reports, { recursive: true })
 const suites = []
-for (const name of names.length > 0 ? names : Object.keys(PARTS)) suites.push({ ...(await PARTS[name]()), name })
+for (const name of names.length > 0 ? names : Object.keys(PARTS))
+  suites.push({ ...(await PARTS[name]()), name })
 
 console.log()
 const found = readdirSync(reports)
@@ -84,17 +85,21 @@ async function node() {
   const tests = await run(process.execPath, [ava, '--concurrency=1', ...FILES], avaCounts, { env })
   const hard = [ava, '--config', '__test__/hard/ava.config.mjs', PRESSURE]
   const pressure = await run(process.execPath, hard, avaCounts, { env })
-  const suites = [tests, pressure]
+  const parts = [tests, pressure]
   for (const environment of ENVIRONMENTS) {
     const options = { env: { ...loaded, ...sanitizers(1), ...environment } }
-    suites.push(await run(process.execPath, [LEAKS], { passed: /^all have ended$/gm, failed: /^$/g }, options))
+    parts.push(await run(process.execPath, [LEAKS], { passed: /^all have ended$/gm, failed: /^$/g }, options))
   }
-  return { passed: sum(suites.map((suite) => suite.passed)), failed: sum(suites.map((suite) => suite.failed)) }
+  return { passed: sum(parts.map((part) => part.passed)), failed: sum(parts.map((part) => part.failed)) }
 }
 
 function build() {
   const args = ['build', '-p', 'netpoll-node', '--target', triple, '--target-dir', target]
-  const { status } = spawnSync('cargo', args, { cwd: root, stdio: 'inherit', env: { ...process.env, ...BUILD } })
+  const { status } = spawnSync('cargo', args, {
+    cwd: root,
+    stdio: 'inherit',
+    env: { ...process.env, ...BUILD },
+  })
   if (status !== 0) fail('The addon cannot be built with AddressSanitizer, see above')
   copyFileSync(join(target, triple, 'debug/libnetpoll_node.so'), addon)
 }
@@ -103,14 +108,19 @@ function build() {
 function runtime() {
   const { stdout } = spawnSync('gcc', ['-print-file-name=libasan.so'], { encoding: 'utf8' })
   const path = stdout.trim()
-  if (!path.startsWith('/')) fail('gcc has no libasan: apt-get install libgcc-12-dev, or what your gcc names so')
+  if (!path.startsWith('/'))
+    fail('gcc has no libasan: apt-get install libgcc-12-dev, or what your gcc names so')
   return path
 }
 
 /** An addon that cannot be loaded would be replaced by the usual one, and all would be well. */
 function seeThatItIsThere(env) {
   const program = `require('./index.js'); process.stdout.write(require('fs').readFileSync('/proc/self/maps'))`
-  const { stdout, stderr } = spawnSync(process.execPath, ['-e', program], { cwd: root, env, encoding: 'utf8' })
+  const { stdout, stderr } = spawnSync(process.execPath, ['-e', program], {
+    cwd: root,
+    env,
+    encoding: 'utf8',
+  })
   if (!(stdout.includes(addon) && stdout.includes('libasan'))) fail(`The addon is not in use: ${stderr}`)
 }
 

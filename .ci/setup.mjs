@@ -26,7 +26,8 @@ export function setup() {
 export function requireTools(others = {}) {
   const missing = missingTools()
   for (const [tool, reason] of Object.entries(others)) {
-    if (spawnSync(tool, ['--version']).status !== 0) missing.push(`There is no ${tool} on the PATH: ${reason}`)
+    if (spawnSync(tool, ['--version']).status !== 0)
+      missing.push(`There is no ${tool} on the PATH: ${reason}`)
   }
   if (missing.length > 0) {
     fail(`netpoll cannot be built here:\n${missing.map((line) => `  - ${line}\n`).join('')}`)

@@ -1,6 +1,8 @@
 // What environments leave behind when they have ended, for a search for leaks at the end of the process: connections of
 // all kinds here, and workers that end in all ways with theirs. It ends by itself, so that Node lets go of all it has.
 
+/* oxlint-disable unicorn/require-post-message-target-origin -- windows have one, workers have none */
+
 import { once } from 'node:events'
 import { Worker } from 'node:worker_threads'
 import { LinkBuffer, dialConnection, setNumLoops } from '../../index.js'

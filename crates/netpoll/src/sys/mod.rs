@@ -30,7 +30,7 @@ pub use libc::{
 };
 #[cfg(test)]
 pub use libc::{ENFILE, ENOMEM};
-#[cfg(any(test, fuzzing))]
+#[cfg(any(all(test, not(loom)), fuzzing))]
 pub(crate) use zero_copy::parse as parse_report;
 
 use std::ffi::{c_void, CStr};

@@ -193,7 +193,7 @@ fn is_tcp(fd: BorrowedFd<'_>) -> io::Result<bool> {
     Ok(through("getsockopt", || SockRef::from(&fd).protocol())? == Some(socket2::Protocol::TCP))
 }
 
-#[cfg(any(test, fuzzing))]
+#[cfg(any(all(test, not(loom)), fuzzing))]
 impl IoVec {
     /// What a test of those who fill a barrier looks at.
     pub(crate) fn parts(&self) -> (*const u8, usize) {
