@@ -1,5 +1,5 @@
-// `npm run test:hard`: the tests that take minutes or most of the machine, one part after the other; an hour and a half
-// on two cores. With names, only those parts: `npm run test:hard -- ends walls`. NETPOLL_HARD_RUNS is how often a process
+// `npm run test:hard`: the tests that take minutes or most of the machine, one part after the other; about two hours on
+// two cores. With names, only those parts: `npm run test:hard -- ends walls`. NETPOLL_HARD_RUNS is how often a process
 // ends at a random moment (1000), NETPOLL_SEED makes chance come again. The last line is `N passed, N failed`.
 
 import { join } from 'node:path'
