@@ -162,6 +162,34 @@ test.serial('a process whose worker throws unheard ends with code 1', async (t) 
   t.regex(stderr, /on purpose/)
 })
 
+test.serial('a worker in which no poll can be started gets an error, and ends as any other', async (t) => {
+  const source = `
+    const { closeSync, openSync } = require('node:fs')
+    const { LinkBuffer } = require('./index.js')
+    const held = []
+    try {
+      for (;;) held.push(openSync('/dev/null'))
+    } catch {}
+    let message
+    try {
+      new LinkBuffer()
+    } catch (error) {
+      message = error.message
+    }
+    for (const descriptor of held) closeSync(descriptor)
+    require('node:worker_threads').parentPort.postMessage(message)
+  `
+  const { stdout, ...end } = await run(`
+    import { Worker } from 'node:worker_threads'
+    const worker = new Worker(${JSON.stringify(source)}, { eval: true, execArgv: [] })
+    const [message] = await once(worker, 'message')
+    await once(worker, 'exit')
+    console.log(message)
+  `)
+  t.deepEqual(end, { code: 0, signal: null, stderr: '' })
+  t.regex(stdout, /too many open files/i)
+})
+
 test.serial('the memory of workers that have ended is unmapped', async (t) => {
   const few = async (count) => {
     for (let i = 0; i < count; i++) {

@@ -201,10 +201,10 @@ impl Bell {
         Ok(())
     }
 
-    /// Lets go of the loop: an open handle would abort a worker. From the environment's cleanup hook, once, when no
-    /// thread rings any more. A threadsafe function is closed by Node itself.
+    /// Lets go of the loop: an open handle would abort a worker. Once, on the environment's thread: from its cleanup hook,
+    /// or when it could not be made. No thread rings any more. A threadsafe function is closed by Node itself.
     pub(crate) fn close(&self) {
-        // SAFETY: the hook runs on the environment's thread, and its polls have been joined.
+        // SAFETY: the callers are on the environment's thread, and have joined its polls, or started none.
         unsafe {
             if let Some(Handle::Async(handle)) = self.handle.get() {
                 handle.0.close();

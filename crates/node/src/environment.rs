@@ -87,13 +87,9 @@ impl Environment {
         let pins = PinTable::new();
         let bell = Bell::new(env.raw(), doorbell.raw(), stop, field::<bool>(&options, "libuv")?)?;
         let ring = Doorbell::new(scheduled, Arc::new(move || bell.ring()));
-        let driving = driving(&options, bell.is_of_libuv())?;
-        let manager = PollManager::start(&borders, &ring, &table, &pins, driving).map_err(system_error)?;
-        let manager = Arc::new(manager);
-        let loop_driver = match driving.driver {
-            Driver::Thread => None,
-            Driver::Loop | Driver::Adaptive => Some(LoopDriver::new(env.raw(), bell, manager.clone())?),
-        };
+        let (manager, loop_driver) = start(&env, &options, &borders, (&table, &pins), bell, &ring)
+            // The loop of a worker that ends now must have no handle left.
+            .inspect_err(|_| bell.close())?;
         // After the bell was made: hooks run last in, first out, so the threads that ring it are gone before it is.
         let pinned = Arc::<Mutex<HashMap<u32, Pinned>>>::default();
         let (raw, rest) = (env.raw(), (table.clone(), pinned.clone(), holds.clone()));
@@ -378,6 +374,28 @@ fn border(env: &Env, words: Unknown<'_>, entries: u32, slots: u32, holds: &Holds
     let invalid =
         || Error::new(Status::InvalidArg, "the memory of a poll does not have the size of its parts");
     Border::new(words_of(env.raw(), words.raw(), holds)?, entries, slots).ok_or_else(invalid)
+}
+
+/// The polls, and who runs those that are the loop's.
+fn start(
+    env: &Env,
+    options: &Object<'_>,
+    borders: &[Border],
+    (table, pins): (&Arc<BlockTable>, &Arc<PinTable>),
+    bell: &'static Bell,
+    ring: &Doorbell,
+) -> Result<(Arc<PollManager>, Option<&'static LoopDriver>)> {
+    let driving = driving(options, bell.is_of_libuv())?;
+    let manager = PollManager::start(borders, ring, table, pins, driving).map_err(system_error)?;
+    let manager = Arc::new(manager);
+    let loop_driver = match driving.driver {
+        Driver::Thread => None,
+        Driver::Loop | Driver::Adaptive => {
+            let driver = LoopDriver::new(env.raw(), bell, manager.clone());
+            Some(driver.inspect_err(|_| manager.join())?)
+        }
+    };
+    Ok((manager, loop_driver))
 }
 
 /// Without libuv only threads can drive.
