@@ -25,7 +25,7 @@ export const MAX_BLOCK = 1 << 20
 const OUTPUT_BLOCK = 64 << 10
 
 /** Slices that are looked at together, whether somebody still holds them. */
-const SLICES = 1024
+const SLICES = 4096
 
 /** A mapping that users have views of, and the blocks that cannot go back before the last of them is collected. */
 class Retired {
@@ -241,7 +241,7 @@ export class Memory {
   /** A new slice. To register each would cost more than all that is done with most: only those that last are. */
   sliced(slice: Reader): void {
     const count = this.slices.push(slice)
-    if (count === 1) this.wantEndOfTick()
+    if (count === 1) setImmediate(this.registerSlices)
     else if (count === SLICES) this.registerSlices()
   }
 
@@ -254,7 +254,6 @@ export class Memory {
 
   /** At the end of each drain and tick. */
   endTick(): void {
-    if (this.slices.length !== 0) this.registerSlices()
     if (this.abandoned.length === 0) return
     // All that one collection has found needs one new mapping of its chunk.
     const byChunk = new Map<Chunk, Block[]>()
@@ -305,7 +304,7 @@ export class Memory {
     if (!environment.draining) environment.schedule()
   }
 
-  private registerSlices(): void {
+  private readonly registerSlices = (): void => {
     for (const slice of this.slices) if (!slice.holdsNothing) slice.leaveTo(new Estate(this, null))
     this.slices.length = 0
   }

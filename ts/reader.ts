@@ -214,7 +214,16 @@ export class Reader {
 
   /** @internal */
   moveAllTo(target: Chain): void {
-    this.moveTo(target, this.unread)
+    const { head, tail, unread } = this
+    if (head === null) return
+    // The bytes of a segment stay here too while views of them may be out.
+    if (this.viewed) return this.moveTo(target, unread)
+    this.head = this.tail = null
+    this.unread = 0
+    this.consumed = (this.consumed + unread) | 0
+    this.keepEstate()
+    target.linkAll(head, tail!, unread)
+    this.emptied()
   }
 
   /** @internal Lets go of what was consumed. */

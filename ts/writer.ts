@@ -231,18 +231,23 @@ export abstract class BlockWriter {
 
   /** @internal */
   link(segment: Segment): void {
-    if (this.tail === null) this.head = segment
-    else this.tail.next = segment
-    this.tail = segment
-    this.unflushed += segment.end - segment.start
+    this.linkAll(segment, segment, segment.end - segment.start)
   }
 
   /** @internal */
   linkAll(first: Segment, last: Segment, size: number): void {
-    if (this.tail === null) this.head = first
-    else this.tail.next = first
-    this.tail = last
+    const { tail } = this
     this.unflushed += size
+    this.tail = last
+    if (tail === null) this.head = first
+    else if (tail.block === first.block && tail.end === first.start) {
+      // What was taken piece by piece goes out as one again.
+      tail.end = first.end
+      tail.next = first.next
+      if (first === last) this.tail = tail
+      this.memory.drop(first.block!)
+      Segment.give(first)
+    } else tail.next = first
   }
 
   /** @internal Copies `bytes`, or nothing when it throws. */

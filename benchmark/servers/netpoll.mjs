@@ -62,7 +62,7 @@ function take(length, context) {
 /** Each call is answered by itself; what is ready in the same tick goes out together. */
 function mux({ reader }, queue) {
   for (const length of eachFrame(reader.peek(reader.length))) {
-    void call(reader.readBinary(length)).then((answer) => queue.add(answer))
+    void call(reader.slice(length)).then((answer) => queue.add(answer))
   }
 }
 
