@@ -48,11 +48,12 @@ impl Connection {
         self.since.extend(std::iter::repeat_n(now, messages));
     }
 
-    /// Sends what has been asked for, or as much as the kernel takes, and keeps epoll informed.
-    pub fn send(&mut self, message: &mut Message, epoll: &Epoll, key: usize) -> io::Result<()> {
+    /// Sends what has been asked for, or as much as the kernel takes of `most` bytes, and keeps epoll informed.
+    pub fn send(&mut self, message: &mut Message, most: usize, epoll: &Epoll, key: usize) -> io::Result<()> {
         let wanted = self.asked * message.length();
         if self.sent < wanted {
-            self.sent += taken(self.socket.write(message.stream(self.id, self.sent, self.asked)))? as u64;
+            let bytes = message.stream(self.id, self.sent, self.asked);
+            self.sent += taken(self.socket.write(&bytes[..bytes.len().min(most)]))? as u64;
         }
         if self.blocked != (self.sent < wanted) {
             self.blocked = !self.blocked;

@@ -297,6 +297,22 @@ mod tests {
     }
 
     #[test]
+    fn the_turn_after_a_look_that_has_found_nothing_sees_what_has_come_since() {
+        let driven = Driven::start(Driver::Loop);
+        let _first = driven.connect();
+        driven.until("it is accepted", |driven| {
+            driven.driver.turn(Occasion::Event);
+            driven.connections() == 1
+        });
+        while driven.driver.look(Instant::now() + LOOKING) == Look::Found {
+            driven.driver.turn(Occasion::Event);
+        }
+        let _second = driven.connect();
+        driven.driver.turn(Occasion::Event);
+        assert_eq!(driven.connections(), 2);
+    }
+
+    #[test]
     fn what_javascript_has_put_since_the_turn_began_makes_the_next_one_due() {
         const SUBMISSION_TAIL: usize = 32;
         let driven = Driven::start(Driver::Loop);

@@ -232,7 +232,9 @@ impl Poll {
     /// Looks for work. True when there is some.
     pub(crate) fn look(&mut self) -> Result<bool> {
         self.poll_events(Some(Duration::ZERO))?;
-        Ok(!self.events.is_empty() || self.has_been_asked())
+        // What comes after a look that has found nothing is for the next turn to collect.
+        self.is_collected = !self.events.is_empty();
+        Ok(self.is_collected || self.has_been_asked())
     }
 
     /// Announces the wait to JavaScript, and tells whether something came in the meantime.
