@@ -9,7 +9,7 @@ use mio::Events;
 
 use crate::acceptor::Acceptor;
 use crate::block::{BlockTable, Pressure};
-use crate::border::{Border, Doorbell, StatusEntry};
+use crate::border::{Border, Doorbell};
 use crate::connection::{Expired, Finish};
 use crate::counters::Counters;
 use crate::demand::Load;
@@ -29,6 +29,7 @@ use crate::token::{Subject, Token};
 
 mod detachment;
 mod dials;
+mod events;
 mod listeners;
 mod moves;
 mod scarcity;
@@ -290,36 +291,7 @@ impl Poll {
         }
     }
 
-    // ---- what epoll has told
-
-    fn take_events(&mut self) {
-        self.is_collected = false;
-        let mut count = 0;
-        for event in &self.events {
-            count += 1;
-            match Subject::unpack(event.token().0 as u64) {
-                Subject::Waker => self.io.counters.wakeups.add(1),
-                Subject::Listener(id) => {
-                    if let Some(acceptor) =
-                        self.acceptors.iter_mut().find(|acceptor| acceptor.listener.id == id)
-                    {
-                        acceptor.is_ready = true;
-                    }
-                }
-                Subject::Dial(id, attempt) => self.dials.told.push((id, attempt)),
-                Subject::Connection(token) => match self.operators.get_mut(token) {
-                    Some(operator) => {
-                        take_event(operator, event, &mut self.io, &mut self.dirty);
-                        self.ready.list(operator);
-                    }
-                    None => self.io.counters.stale_records.add(1),
-                },
-            }
-        }
-        if count == self.events.capacity() && count < MAX_EVENTS {
-            self.events = Events::with_capacity(count * 2);
-        }
-    }
+    // ---- what connections have to send and to read
 
     fn transmit_dirty(&mut self, now: Instant) {
         // What is not finished is put behind, for the next turn.
@@ -456,28 +428,6 @@ impl Poll {
         let retry = (self.is_held && waits || relieves).then(|| now + SCARCITY_DELAY);
         let look = (!self.limbo.is_empty()).then(|| now + LIMBO_DELAY);
         [self.timers.next(), self.announce_at, self.scarcity.due(), retry, look].into_iter().flatten().min()
-    }
-}
-
-/// Errors and hang-ups are only reasons to read and to send: what those come to decides. A connection
-/// of which the error queue tells that a send without a copy is done looks broken and is not.
-fn take_event(operator: &mut Operator, event: &mio::event::Event, io: &mut Io, dirty: &mut VecDeque<Token>) {
-    if event.is_read_closed() {
-        operator.connection.input.hang_up = true;
-        operator.status.raise(StatusEntry::READ_ENDED);
-    }
-    if event.is_priority() {
-        operator.connection.input.urgent = true;
-    }
-    if event.is_readable() || event.is_read_closed() || event.is_error() {
-        operator.connection.input.ready = true;
-    }
-    if event.is_error() && (io.notice_error(operator) | operator.connection.output.lending.notice()) {
-        mark_dirty(dirty, operator);
-    }
-    if (event.is_writable() || event.is_error()) && operator.connection.output.is_blocked {
-        io.unblock(operator);
-        mark_dirty(dirty, operator);
     }
 }
 
