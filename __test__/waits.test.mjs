@@ -69,6 +69,22 @@ test('waitUntil takes a number, a string or bytes', async (t) => {
   }
 })
 
+test('waitUntil goes on for the bytes that it was given, whatever becomes of their array', async (t) => {
+  const { reader, peer } = await pair(t)
+  const delimiter = new Uint8Array([13, 10])
+  const waiting = reader.waitUntil(delimiter)
+  await send(peer, 'one')
+  structuredClone(delimiter, { transfer: [delimiter.buffer] })
+  await send(peer, ' line\r\n')
+  t.is(await waiting, 10)
+  const other = new Uint8Array([33])
+  reader.skip(10)
+  const next = reader.waitUntil(other)
+  other[0] = 63
+  await send(peer, '?!')
+  t.is(await next, 2)
+})
+
 test('waits one after the other take a message apart whose bytes come one at a time', async (t) => {
   const got = deferred()
   const { port, stop } = serve(async ({ reader }) => {

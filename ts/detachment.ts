@@ -38,6 +38,6 @@ export class Detachment {
 
 function copyOf(input: Input): Buffer {
   const copy = Buffer.allocUnsafeSlow(input.length)
-  input.copyTo(copy, copy.length)
+  input.copyTo(copy, 0, copy.length)
   return copy
 }

@@ -127,7 +127,7 @@ export class Input extends WaitingReader {
     if (this.unread === 0) return
     const size = this.unread
     const block = foreignBlock(Buffer.allocUnsafeSlow(size))
-    this.copyTo(block.bytes, size)
+    this.copyTo(block.bytes, 0, size)
     block.refs++
     this.replace(Segment.take(block, 0, size), size)
   }
@@ -202,7 +202,7 @@ export class Input extends WaitingReader {
     const own = Segment.take(block, block.start, block.start + size)
     own.limit = block.start + OWN_BLOCK
     block.refs++
-    this.copyTo(block.bytes.subarray(block.start, block.start + size), size)
+    this.copyTo(block.bytes, block.start, size)
     this.replace(own, size)
   }
 }

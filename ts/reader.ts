@@ -47,7 +47,6 @@ export class Reader {
   private held: Segment | null = null
   /** Where near() has found its bytes. */
   private at = 0
-  private delimiter: Delimiter | null = null
   private needle: Buffer = EMPTY
   /** Unread bytes in which the needle does not begin, as long as `consumed` is `scannedAt`. */
   private scanned = 0
@@ -109,7 +108,7 @@ export class Reader {
   readBinary(n: number): Buffer {
     this.need(n)
     const copy = Buffer.allocUnsafe(n)
-    this.copyTo(copy, n)
+    this.copyTo(copy, 0, n)
     this.advance(n)
     return copy
   }
@@ -313,22 +312,27 @@ export class Reader {
     } else tail.next = first
   }
 
-  /** @internal Puts the first `n` bytes into `target`. */
-  copyTo(target: Uint8Array, n: number): void {
-    let to = 0
-    for (let segment = this.head; to < n; segment = segment!.next) {
+  /** @internal Puts the first `n` bytes into `target`, from `at` on. */
+  copyTo(target: Uint8Array, at: number, n: number): void {
+    let left = n
+    for (let segment = this.head; left > 0; segment = segment!.next) {
       const { block, start, end } = segment!
-      to += block!.bytes.copy(target, to, start, Math.min(end, start + n - to))
+      left -= block!.bytes.copy(target, at + n - left, start, Math.min(end, start + left))
     }
   }
 
   /** @internal Bytes up to and including the delimiter, or -1. */
   find(delimiter: Delimiter): number {
     if (this.refusal !== '') throw new NetpollError(this.refusal)
-    if (delimiter !== this.delimiter || typeof delimiter === 'object') this.setNeedle(delimiter)
-    if (this.consumed !== this.scannedAt) this.scanned = 0
+    return this.findNeedle(needleOf(delimiter))
+  }
+
+  /** @internal find() of what needleOf() has made of a delimiter. */
+  findNeedle(needle: Buffer): number {
+    if (this.consumed !== this.scannedAt || (needle !== this.needle && !needle.equals(this.needle)))
+      this.scanned = 0
     this.scannedAt = this.consumed
-    const { needle } = this
+    this.needle = needle
     let before = 0
     for (let segment = this.head; segment !== null; segment = segment.next) {
       const { block, start, end } = segment
@@ -373,7 +377,7 @@ export class Reader {
 
   private copy(n: number): Buffer {
     const copy = Buffer.allocUnsafeSlow(n)
-    this.copyTo(copy, n)
+    this.copyTo(copy, 0, n)
     if (this.memory.debug) (this.copies ??= []).push(copy.buffer)
     return copy
   }
@@ -439,7 +443,7 @@ export class Reader {
     const block = memory.allocSpare(n) ?? foreignBlock(Buffer.allocUnsafeSlow(n))
     const merged = Segment.take(block, block.start, block.start + n)
     block.refs++
-    this.copyTo(block.bytes.subarray(block.start, block.start + n), n)
+    this.copyTo(block.bytes, block.start, n)
     this.replace(merged, n)
     this.at = merged.start
     return block.bytes
@@ -455,13 +459,6 @@ export class Reader {
     this.head = copy
     this.tail ??= copy
     this.keepEstate()
-  }
-
-  private setNeedle(delimiter: Delimiter): void {
-    const needle = needleOf(delimiter)
-    if (!needle.equals(this.needle)) this.scanned = 0
-    this.needle = needle
-    this.delimiter = delimiter
   }
 }
 

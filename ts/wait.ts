@@ -1,13 +1,13 @@
 import { checkInteger, checkOptions, MAX_SIZE } from './arguments.js'
-import type { Delimiter } from './delimiter.js'
+import { needleOf, type Delimiter } from './delimiter.js'
 import { NetpollError } from './errors.js'
 import { Reader, WAIT_OPTIONS, type WaitOptions } from './reader.js'
 
-/** A pending waitRead() (of `size` bytes) or waitUntil() (of `delimiter`). */
+/** A pending waitRead() (of `size` bytes) or waitUntil() (of `needle`). */
 class Wait {
   constructor(
     readonly size: number,
-    readonly delimiter: Delimiter | null,
+    readonly needle: Buffer | null,
     readonly resolve: (size?: number) => void,
     readonly reject: (reason: unknown) => void,
     readonly signal: AbortSignal | undefined,
@@ -37,17 +37,19 @@ export abstract class WaitingReader extends Reader {
 
   override waitUntil(delimiter: Delimiter, options?: WaitOptions): Promise<number> {
     checkOptions(options, WAIT_OPTIONS)
-    const end = this.refusal === '' ? this.find(delimiter) : -1
-    return end >= 0 ? Promise.resolve(end) : (this.begin(0, delimiter, options?.signal) as Promise<number>)
+    // Of its own: what the delimiter is must not change while it is waited for.
+    const needle = needleOf(delimiter)
+    const end = this.refusal === '' ? this.findNeedle(needle) : -1
+    return end >= 0 ? Promise.resolve(end) : (this.begin(0, needle, options?.signal) as Promise<number>)
   }
 
   /** @internal After news: a wait that is satisfied, or never can be, ends. */
   progress(): void {
     const { wait } = this
     if (wait === null) return
-    const { size, delimiter } = wait
-    const end = delimiter === null ? (size <= this.unread ? size : -1) : this.find(delimiter)
-    if (end >= 0) this.endWait().resolve(delimiter === null ? undefined : end)
+    const { size, needle } = wait
+    const end = needle === null ? (size <= this.unread ? size : -1) : this.findNeedle(needle)
+    if (end >= 0) this.endWait().resolve(needle === null ? undefined : end)
     else if (this.finished) this.rejectWait(this.failure())
     else this.lacking(size)
   }
@@ -73,7 +75,7 @@ export abstract class WaitingReader extends Reader {
 
   private begin(
     size: number,
-    delimiter: Delimiter | null,
+    needle: Buffer | null,
     signal: AbortSignal | undefined,
   ): Promise<number | void> {
     if (signal?.aborted) return Promise.reject(signal.reason as Error)
@@ -85,7 +87,7 @@ export abstract class WaitingReader extends Reader {
     if (this.refusal !== '' || this.finished) return Promise.reject(this.failure() as Error)
     const promise = new Promise<number | void>((resolve, reject) => {
       const abort = () => this.rejectWait(signal!.reason)
-      this.wait = new Wait(size, delimiter, resolve, reject, signal, abort)
+      this.wait = new Wait(size, needle, resolve, reject, signal, abort)
       signal?.addEventListener('abort', abort)
     })
     this.began(size)
