@@ -6,6 +6,7 @@ import { execFile } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { PassThrough, Readable, Writable } from 'node:stream'
 import { buffer as all } from 'node:stream/consumers'
+import { setImmediate } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import { LinkBuffer, readerFrom, stats, toReadable, toWritable, writerFrom } from '../index.js'
@@ -647,6 +648,78 @@ for (const [what, forget] of Object.entries(FORGOTTEN)) {
     t.pass()
   })
 }
+
+test.serial(
+  'slices that are released in the tick after the one that made them are watched by nobody',
+  async (t) => {
+    const registers = FinalizationRegistry.prototype.register
+    let registered = 0
+    FinalizationRegistry.prototype.register = function (...args) {
+      registered++
+      return registers.apply(this, args)
+    }
+    t.teardown(() => void (FinalizationRegistry.prototype.register = registers))
+    const buffer = new LinkBuffer()
+    buffer.malloc(1000).fill(1)
+    buffer.flush()
+    registered = 0
+    const slices = Array.from({ length: 100 }, () => buffer.slice(10))
+    await new Promise((resolve) => process.nextTick(resolve))
+    for (const slice of slices.splice(50)) slice.release()
+    t.is(registered, 0)
+    await setImmediate()
+    await setImmediate()
+    t.is(registered, 50)
+    for (const slice of slices) slice.release()
+    buffer.close()
+  },
+)
+
+for (const [what, add] of Object.entries({
+  slices: (target, source) => {
+    for (let i = 0; i < 100; i++) target.append(source.slice(10))
+  },
+  'slices of slices': (target, source) => {
+    const half = source.slice(500)
+    for (let i = 0; i < 50; i++) target.append(half.slice(10))
+    for (let i = 0; i < 50; i++) target.append(source.slice(10))
+  },
+})) {
+  test(`${what} that lie side by side are appended as one piece`, async (t) => {
+    const { connection, peer } = await pair(t)
+    const sent = randomBytes(1000)
+    const source = new LinkBuffer()
+    source.malloc(1000).set(sent)
+    source.flush()
+    const { writer } = connection
+    add(writer, source)
+    t.is(writer.head, writer.tail)
+    t.is(writer.mallocLength, 1000)
+    writer.flush()
+    t.deepEqual(await take(peer, 1000), sent)
+    source.close()
+  })
+}
+
+test('what is appended while views of it are out leaves the views what they are', async (t) => {
+  const { connection, peer } = await pair(t)
+  const sent = randomBytes(BLOCK)
+  const source = new LinkBuffer()
+  source.malloc(BLOCK).set(sent)
+  source.flush()
+  const view = source.next(KIB)
+  connection.writer.append(source)
+  t.is(source.length, 0)
+  connection.writer.flush()
+  t.deepEqual(await take(peer, BLOCK - KIB), sent.subarray(KIB))
+  const others = Array.from({ length: 200 }, () => new LinkBuffer())
+  for (const other of others) {
+    other.malloc(BLOCK).fill(0)
+    await settled()
+  }
+  t.true(view.equals(sent.subarray(0, KIB)))
+  for (const buffer of [source, ...others]) buffer.close()
+})
 
 test.serial(
   'a view of a LinkBuffer that was collected stays what it is, as long as it is held',

@@ -5,8 +5,10 @@ import { once } from 'node:events'
 import { readdirSync, readFileSync } from 'node:fs'
 import net from 'node:net'
 import { setImmediate } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import test from 'ava'
-import { dialConnection, setLoadBalance, setNumLoops, stats } from '../index.js'
+import { dialConnection, LinkBuffer, setLoadBalance, setNumLoops, stats } from '../index.js'
 import {
   connect,
   deferred,
@@ -20,6 +22,9 @@ import {
   take,
   until,
 } from './fixtures/peer.mjs'
+
+setFlagsFromString('--expose-gc')
+const gc = runInNewContext('gc')
 
 const KIB = 1024
 const MIB = 1024 * KIB
@@ -74,6 +79,36 @@ async function move(t, connection, meanwhile = () => undefined) {
 }
 
 test.beforeEach(() => setNumLoops(1))
+
+test.serial('what a Writer of another poll takes back is nothing that a LinkBuffer has shown', async (t) => {
+  const { writer } = (await away(t)).connection
+  const buffer = new LinkBuffer()
+  writer.writeString('0123456789')
+  buffer.append(writer)
+  buffer.flush()
+  const view = buffer.peek(10)
+  writer.append(buffer)
+  writer.mallocAck(0)
+  writer.writeString('XXXXXXXXXX')
+  t.is(view.toString(), '0123456789')
+  buffer.close()
+})
+
+test.serial('the blocks of a slice that was forgotten come back although its poll has ended', async (t) => {
+  const { connection, reader, peer } = await away(t)
+  await send(peer, Buffer.alloc(512 * KIB))
+  await reader.waitRead(512 * KIB)
+  let slice = reader.slice(512 * KIB)
+  await move(t, connection)
+  const { bytesOut } = stats()
+  t.is(slice.length, 512 * KIB)
+  slice = null
+  await until(async () => {
+    gc()
+    await settled()
+    return stats().bytesOut <= bytesOut - 256 * KIB
+  })
+})
 
 for (const [n, code] of [
   [0, 'ERR_OUT_OF_RANGE'],

@@ -85,7 +85,6 @@ export class Environment {
         'This runtime does not allow ArrayBuffers over native memory',
       )
     }
-    configuration.inUse = true
     const lends = configuration.zeroCopy ?? zeroCopyOf(process.env.NETPOLL_ZERO_COPY)
     const count = configuration.numLoops || numLoopsOf(process.env.NETPOLL_NUM_LOOPS)
     for (let index = 0; index < count; index++) this.polls.push(this.newPoll(index))
@@ -96,7 +95,7 @@ export class Environment {
       slots: this.slots,
       maxMemory: configuration.maxMemory,
       libuv: hasLoopDriver(),
-      driver: configuration.driver ?? driverOf(process.env.NETPOLL_DRIVER),
+      driver: (configuration.driver ??= driverOf(process.env.NETPOLL_DRIVER)),
       busyPoll: configuration.busyPoll,
     }
     this.native = new binding.Environment(options, this.drain)
@@ -105,6 +104,7 @@ export class Environment {
     this.chunks = new Chunks(this.native)
     for (const poll of this.berths) this.giveMemory(poll)
     this.memory = this.polls[0]!.memory
+    configuration.inUse = true
     // process.exit() and an uncaught throw run no cleanup hook on the main thread.
     process.on('exit', () => this.exit())
   }
@@ -298,7 +298,7 @@ export class Environment {
       throw error
     } finally {
       this.draining = false
-      for (const { memory } of this.polls) memory.endTick()
+      this.endTick()
       for (const poll of this.polls) poll.finish()
       if (more) setImmediate(this.drain)
     }
@@ -312,10 +312,15 @@ export class Environment {
       this.runReady()
     } finally {
       this.draining = false
-      for (const { memory } of this.polls) memory.endTick()
+      this.endTick()
       for (const poll of this.polls) poll.publish()
       if (this.ready.length !== 0) this.schedule()
     }
+  }
+
+  private endTick(): void {
+    // What the collector has found may be a block of a poll that setNumLoops() has ended.
+    for (const { memory } of this.berths) memory.endTick()
   }
 
   private runReady(): number {

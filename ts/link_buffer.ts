@@ -50,14 +50,11 @@ export class LinkBuffer extends WaitingReader implements Writer {
     this.leaveTo(new Estate(memory, this.pending))
   }
 
-  /** Whether end() was called. */
-  override get ended(): boolean {
-    return this.finished
-  }
-
   /** As Writer.append(); of a LinkBuffer, its unflushed bytes too. Its own bytes are ERR_INVALID_ARG_VALUE. */
   append(source: Writer | Reader): number {
     if ((source as unknown) === this) throw invalidValue('source', 'another LinkBuffer', source)
+    // Views of what is in the output block of another poll may soon be out.
+    if (source instanceof BlockWriter) source.memory.seal()
     return this.pending.append(source)
   }
 
