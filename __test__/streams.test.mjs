@@ -11,7 +11,17 @@ import { buffer as all } from 'node:stream/consumers'
 import { pipeline } from 'node:stream/promises'
 import { createGunzip, createGzip } from 'node:zlib'
 import { LinkBuffer, readerFrom, toReadable, toWritable, writerFrom } from '../index.js'
-import { connect, deferred, leaksNothing, outcome, pair, serve, settled, until } from './fixtures/peer.mjs'
+import {
+  connect,
+  deferred,
+  leaksNothing,
+  outcome,
+  pair,
+  send,
+  serve,
+  settled,
+  until,
+} from './fixtures/peer.mjs'
 
 const KIB = 1 << 10
 const MIB = 1 << 20
@@ -371,6 +381,21 @@ test.serial('destroy() of a Readable ends its wait, and gives the bytes of a Lin
     await until(() => stream.closed)
     t.throws(() => buffer.writeByte(1), { code: 'ERR_NETPOLL_CONN_CLOSED' })
   })
+})
+
+test('a Readable that is destroyed as its wait ends leaves the bytes to the connection', async (t) => {
+  const { reader, peer } = await pair(t)
+  const stream = toReadable(reader)
+  stream.on('error', () => undefined)
+  stream.read()
+  const settle = reader.wait.resolve
+  reader.wait.resolve = (size) => {
+    settle(size)
+    stream.destroy()
+  }
+  await send(peer, 'kept')
+  await until(() => stream.closed)
+  t.is(reader.readString(4), 'kept')
 })
 
 test('destroy() of a Readable over a connection leaves the connection as it is', async (t) => {

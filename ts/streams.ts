@@ -261,6 +261,8 @@ class ReadableOfReader extends Readable {
 
   private readonly give = (): void => {
     const { reader } = this
+    // Its bytes are whoever has the Reader now.
+    if (this.destroyed) return
     try {
       const bytes = reader.readBinary(Math.min(reader.unread, COPY))
       reader.letGo()
