@@ -72,6 +72,11 @@ export class Listener {
     return family === 1 ? address : { address, port, family: `IPv${family}` }
   }
 
+  /** @internal Neither served nor closed yet. */
+  get isWaiting(): boolean {
+    return this.state === 'listening'
+  }
+
   /** Stops accepting and frees the address. The loop that serves it goes on with the connections that are open. */
   close(): void {
     if (this.state === 'closed') return
@@ -87,9 +92,8 @@ export class Listener {
     return this.closed
   }
 
-  /** @internal False: it is served or closed already. `ended` is called once when it no longer accepts. */
-  serve(options: ServeOptions, ended: (error: NetpollError | null) => void): boolean {
-    if (this.state !== 'listening') return false
+  /** @internal One that is waiting. `ended` is called once when it no longer accepts. */
+  serve(options: ServeOptions, ended: (error: NetpollError | null) => void): void {
     this.state = 'served'
     const resolve = this.ended
     this.ended = (error) => {
@@ -98,7 +102,6 @@ export class Listener {
     }
     environment().listeners.set(this.socket.id, this)
     this.poll = environment().native.serve(this.socket.id, options)
-    return true
   }
 
   /** @internal LISTENER */
@@ -138,20 +141,24 @@ export function listenerFrom(fd: number): Listener {
   return new Listener(answer)
 }
 
-/** createListener() with any host name, which Node's resolver is asked for first. Its errors reject as they are. */
+/**
+ * createListener() with any host name, which Node's resolver is asked for first. A malformed address throws; what the
+ * resolver and the system answer rejects.
+ */
 export function listen(network: Network, address: string, options?: ListenerOptions): Promise<Listener> {
   check(network, address, options)
-  return resolveAndListen(network, address, options)
+  const host = environment().native.hostToResolve(network, address)
+  if (host !== null && typeof host !== 'string') throw addressError(host)
+  return resolveAndListen(network, host, address, options)
 }
 
 async function resolveAndListen(
   network: Network,
+  host: string | null,
   address: string,
   options?: ListenerOptions,
 ): Promise<Listener> {
-  const host = environment().native.hostToResolve(network, address)
   if (host === null) return createListener(network, address, options)
-  if (typeof host !== 'string') throw addressError(host)
   const resolved = await lookup(host, { family: network === 'tcp4' ? 4 : network === 'tcp6' ? 6 : 0 })
   const literal = resolved.family === 6 ? `[${resolved.address}]` : resolved.address
   return createListener(network, literal + address.slice(address.lastIndexOf(':')), options)
