@@ -77,6 +77,40 @@ test('configure() comes before the first listener', async (t) => {
   t.deepEqual(codes, ['done', 'done', 'done', 'ERR_NETPOLL_INVALID_STATE'])
 })
 
+test('createEventLoop() chooses the driver as configure() does, and none but that of the others', async (t) => {
+  const codes = await told(
+    t,
+    `const codes = []
+    const attempt = (act) => { try { act(); codes.push('done') } catch (error) { codes.push(error.code) } }
+    attempt(() => createEventLoop(() => {}, { driver: 'uring' }))
+    attempt(() => createEventLoop(() => {}, { driver: 'thread' }))
+    attempt(() => createEventLoop(() => {}, { driver: 'loop' }))
+    attempt(() => createEventLoop(() => {}, { driver: 'thread' }))
+    createListener('tcp', '127.0.0.1:0').close()
+    attempt(() => createEventLoop(() => {}, { driver: 'thread' }))
+    attempt(() => createEventLoop(() => {}, { driver: 'adaptive' }))
+    codes.push(stats().polls[0].driver)
+    console.log(JSON.stringify(codes))`,
+  )
+  const refused = 'ERR_NETPOLL_INVALID_STATE'
+  t.deepEqual(codes, ['ERR_INVALID_ARG_VALUE', 'done', refused, 'done', 'done', refused, 'thread'])
+})
+
+test('a first use that fails leaves configure() open', async (t) => {
+  const codes = await told(
+    t,
+    `const codes = []
+    const attempt = (act) => { try { act(); codes.push('done') } catch (error) { codes.push(error.code) } }
+    process.env.NETPOLL_NUM_LOOPS = '65'
+    attempt(() => createListener('tcp', '127.0.0.1:0'))
+    attempt(() => configure({ numLoops: 2 }))
+    attempt(() => createListener('tcp', '127.0.0.1:0').close())
+    codes.push(stats().polls.length)
+    console.log(JSON.stringify(codes))`,
+  )
+  t.deepEqual(codes, ['ERR_OUT_OF_RANGE', 'done', 'done', 2])
+})
+
 test('stats() are all 0 before the first listener', async (t) => {
   const { polls, zeroCopy, ...counts } = await told(t, `console.log(JSON.stringify(stats()))`)
   t.deepEqual([polls, zeroCopy], [[], { sent: 0, copied: 0, fallbacks: 0 }])

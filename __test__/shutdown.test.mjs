@@ -15,6 +15,7 @@ import {
   take,
   until,
 } from './fixtures/peer.mjs'
+import { run } from './fixtures/program.mjs'
 
 const bare = () => undefined
 
@@ -47,6 +48,32 @@ test('a loop without connections stops at once: connects are refused, and the po
   const again = createListener('tcp', `127.0.0.1:${port}`)
   t.is(again.address().port, port)
   again.close()
+})
+
+test('a shutdown with a timeout keeps the process alive until it has settled', async (t) => {
+  const { code, stdout, stderr } = await run(`
+    let called
+    const { port, loop } = serve(() => new Promise(() => (called = true)))
+    const socket = await connect(port)
+    socket.write('?')
+    await until(() => called)
+    socket.resetAndDestroy()
+    await until(() => loop.connections === 0)
+    await loop.shutdown({ timeout: 50 }).catch((error) => console.log(error.code))
+  `)
+  t.is(stdout, 'ERR_NETPOLL_SHUTDOWN_TIMEOUT\n', stderr)
+  t.is(code, 0)
+})
+
+test('a loop whose signal is aborted leaves the listener of another loop alone', async (t) => {
+  const { listener, port, stop } = serve(echo)
+  t.teardown(stop)
+  const aborted = createEventLoop(bare, { signal: AbortSignal.abort() })
+  await t.throwsAsync(aborted.serve(listener), { code: 'ERR_NETPOLL_INVALID_STATE' })
+  const peer = await connect(port)
+  await send(peer, '?')
+  t.is(String(await take(peer, 1)), '?')
+  peer.destroy()
 })
 
 test('idle connections close at once, also those with a part of a message', async (t) => {

@@ -97,12 +97,7 @@ export const configuration = {
 export function configure(options: Configuration): void {
   if (options === undefined) throw invalidType('options', 'an object', options)
   checkOptions(options, OPTIONS)
-  if (options.driver === 'loop' && !hasLoopDriver()) {
-    throw new NetpollError(
-      'ERR_NETPOLL_UNSUPPORTED',
-      "The driver 'loop' needs libuv, which this runtime has not",
-    )
-  }
+  if (options.driver !== undefined) checkLoopDriver(options.driver)
   if (configuration.inUse) {
     throw new NetpollError(
       'ERR_NETPOLL_INVALID_STATE',
@@ -116,4 +111,25 @@ export function configure(options: Configuration): void {
   configuration.maxMemory = options.maxMemory ?? configuration.maxMemory
   configuration.zeroCopy = options.zeroCopy ?? configuration.zeroCopy
   configuration.debug = options.debug ?? configuration.debug
+}
+
+/** @internal Of createEventLoop(): configure({ driver }), unless that driver is chosen already. */
+export function chooseDriver(driver: Driver): void {
+  checkLoopDriver(driver)
+  const { driver: chosen, inUse } = configuration
+  if (chosen !== driver && (chosen !== undefined || inUse)) {
+    throw new NetpollError(
+      'ERR_NETPOLL_INVALID_STATE',
+      `The driver of the polls, which all event loops share, is '${chosen}' already`,
+    )
+  }
+  configuration.driver = driver
+}
+
+function checkLoopDriver(driver: Driver): void {
+  if (driver !== 'loop' || hasLoopDriver()) return
+  throw new NetpollError(
+    'ERR_NETPOLL_UNSUPPORTED',
+    "The driver 'loop' needs libuv, which this runtime has not",
+  )
 }

@@ -7,6 +7,7 @@ import {
   MAX_SIZE,
   milliseconds,
 } from './arguments.js'
+import { chooseDriver, driver, type Driver } from './configuration.js'
 import { Connection } from './connection.js'
 import { environment, openEnvironment } from './environment.js'
 import { NetpollError } from './errors.js'
@@ -36,6 +37,11 @@ export interface EventLoopOptions<Ctx> extends ConnectionOptions {
   onError?: (error: unknown, connection: Connection<Ctx>) => void
   /** One too many is accepted and closed at once. Default: no limit. */
   maxConnections?: number
+  /**
+   * As in configure(), for those who have no other use of it: who runs the polls, which all event loops share. Throws
+   * ERR_NETPOLL_INVALID_STATE when another driver was chosen, or runs, already.
+   */
+  driver?: Driver
   /** Its abort is shutdown({ timeout: 0 }). */
   signal?: AbortSignal
 }
@@ -52,6 +58,7 @@ const OPTIONS = {
   onError: callback,
   ...CONNECTION_OPTIONS,
   maxConnections: integer(1, MAX_SIZE),
+  driver,
   signal: abortSignal,
 }
 
@@ -113,6 +120,7 @@ export class EventLoop {
    */
   serve(listener: Listener): Promise<void> {
     if (!(listener instanceof Listener)) throw invalidType('listener', 'a Listener', listener)
+    if (!listener.isWaiting) return Promise.reject(invalidState('The listener is served or closed already'))
     if (this.signal?.aborted) {
       listener.close()
       return Promise.resolve()
@@ -121,12 +129,11 @@ export class EventLoop {
     if (environment().polls.every((poll) => poll.dead))
       return Promise.reject(new NetpollError('ERR_NETPOLL_POLL_DIED'))
     return new Promise((resolve, reject) => {
-      const served = listener.serve(this.serveOptions(), (error) => {
+      listener.serve(this.serveOptions(), (error) => {
         this.listenerEnded(listener)
         if (error === null) resolve()
         else reject(error)
       })
-      if (!served) return reject(invalidState('The listener is served or closed already'))
       environment().servers.set(this.number, this)
       if (this.listeners.size === 0 && this.refed) environment().hold()
       this.listeners.add(listener)
@@ -148,9 +155,7 @@ export class EventLoop {
     })
     for (const listener of this.listeners) listener.close()
     this.forEach((connection) => connection.stop())
-    if (options?.timeout !== undefined) {
-      AbortSignal.timeout(options.timeout).addEventListener('abort', () => this.cut())
-    }
+    if (options?.timeout !== undefined) this.cutAfter(options.timeout)
     this.checkStopped()
     return this.outcome
   }
@@ -199,6 +204,15 @@ export class EventLoop {
     if (this.listeners.size !== 0) return
     if (this.refed) environment().release()
     if (this.stopping) this.checkStopped()
+  }
+
+  private cutAfter(ms: number): void {
+    AbortSignal.timeout(ms).addEventListener('abort', () => this.cut())
+    // The timer of a signal keeps no process alive, and a handler that is waited for may not either.
+    const environment = openEnvironment()
+    environment?.hold()
+    const release = (): void => environment?.release()
+    this.outcome!.then(release, release)
   }
 
   private cut(): void {
@@ -252,6 +266,7 @@ export function createEventLoop<Ctx = undefined>(
 ): EventLoop {
   checkOptions(options, OPTIONS)
   if (onRequest !== undefined || options?.onConnect === undefined) callback(onRequest, 'onRequest')
+  if (options?.driver !== undefined) chooseDriver(options.driver)
   return new EventLoop(onRequest as OnRequest<unknown>, (options ?? {}) as EventLoopOptions<unknown>)
 }
 

@@ -1,5 +1,11 @@
 /** cloudwego/netpoll for Node: see README.md. */
-export { configure, type Configuration, type LoadBalance, type ZeroCopy } from './configuration.js'
+export {
+  configure,
+  type Configuration,
+  type Driver,
+  type LoadBalance,
+  type ZeroCopy,
+} from './configuration.js'
 export type { Connection } from './connection.js'
 export type { Delimiter } from './delimiter.js'
 export type { Detached } from './detachment.js'
