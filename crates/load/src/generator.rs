@@ -239,7 +239,8 @@ impl Generator {
 
     fn send(&mut self, connection: &mut Connection, key: usize) -> io::Result<()> {
         let beside = self.is_firehose(key);
-        let (other, most) = if beside { (self.firehose.as_mut(), FIREHOSE_PIECE) } else { (None, usize::MAX) };
+        let (other, most) =
+            if beside { (self.firehose.as_mut(), FIREHOSE_PIECE) } else { (None, usize::MAX) };
         connection.send(other.unwrap_or(&mut self.message), most, &self.epoll, key)
     }
 
