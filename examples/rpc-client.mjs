@@ -14,11 +14,13 @@ const connection = await dialConnection('tcp', `127.0.0.1:${process.argv[2] ?? 8
       if (reader.length < 4 + length) break // runs again when more has come
       reader.skip(4)
       const { result, error } = JSON.parse(reader.readString(length))
-      const { resolve, reject } = pending.shift()
-      if (error === undefined) resolve(result)
-      else reject(new Error(error))
+      const call = pending.shift()
+      if (call === undefined) throw new Error('an answer to no call') // closes the connection
+      if (error === undefined) call.resolve(result)
+      else call.reject(new Error(error))
     }
   },
+  onError: (error) => console.error(`rpc-client: ${error.message}`),
   onDisconnect() {
     for (const { reject } of pending.splice(0)) reject(new Error('The server has gone'))
   },

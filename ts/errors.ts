@@ -15,7 +15,7 @@ const MESSAGES = {
   ERR_NETPOLL_ADDRESS: 'The address is malformed',
   ERR_NETPOLL_INVALID_STATE: 'The call is not possible in this state',
   ERR_NETPOLL_UNSUPPORTED: 'Not supported here',
-  ERR_NETPOLL_POLL_DIED: 'The thread of the poll has died',
+  ERR_NETPOLL_POLL_DIED: 'The poll of the connection has died',
 } as const
 
 /** The library's own codes; docs/errors.md says who is at fault and when each comes. */

@@ -28,7 +28,7 @@ const OUTPUT_BLOCK = 64 << 10
 const SLICES = 4096
 
 /** A mapping that users have views of, and the blocks that cannot go back before the last of them is collected. */
-class Retired {
+class OldMapping {
   collected = false
 
   constructor(
@@ -37,7 +37,7 @@ class Retired {
   ) {}
 }
 
-const mappings = new FinalizationRegistry<Retired>((retired) => retired.chunk.collected(retired))
+const mappings = new FinalizationRegistry<OldMapping>((retired) => retired.chunk.collected(retired))
 
 /** 4 MiB of native memory, mapped twice: users get views of the one mapping and may detach it, never the other. */
 class Chunk {
@@ -46,7 +46,7 @@ class Chunk {
   readonly shift: number
   private shared: ArrayBuffer
   /** In the order in which they were given up: older views may be of blocks that were abandoned later. */
-  private readonly retired: Retired[] = []
+  private readonly retired: OldMapping[] = []
 
   constructor(
     private readonly chunks: Chunks,
@@ -70,13 +70,13 @@ class Chunk {
 
   /** Drops `blocks` when no view can show them any more; views that are cut from now on do not count. */
   abandon(blocks: Block[]): void {
-    const retired = new Retired(this, blocks)
+    const retired = new OldMapping(this, blocks)
     this.retired.push(retired)
     mappings.register(this.shared, retired)
     this.shared = this.chunks.mapPublic(this)
   }
 
-  collected(retired: Retired): void {
+  collected(retired: OldMapping): void {
     retired.collected = true
     while (this.retired.length !== 0 && this.retired[0]!.collected) {
       for (const block of this.retired.shift()!.blocks) block.home!.memory.drop(block)

@@ -11,9 +11,9 @@ export interface WaitOptions {
 }
 
 /**
- * A cursor over bytes that are here: of a connection, a LinkBuffer, a slice, or a stream (readerFrom()). Its methods are synchronous and throw ERR_NETPOLL_SHORT_READ, consuming
- * nothing, when there are fewer bytes than they need; ERR_OUT_OF_RANGE or ERR_INVALID_ARG_TYPE for a bad size;
- * ERR_NETPOLL_CONN_CLOSED after our own close() or reset().
+ * A cursor over bytes that are here: of a connection, a LinkBuffer, a slice, or a stream (readerFrom()). Its methods are
+ * synchronous and throw ERR_NETPOLL_SHORT_READ, consuming nothing, when there are fewer bytes than they need;
+ * ERR_OUT_OF_RANGE or ERR_INVALID_ARG_TYPE for a bad size; ERR_NETPOLL_CONN_CLOSED after our own close() or reset().
  *
  * ```
  * head                          tail
@@ -235,7 +235,7 @@ export class Reader {
     this.release()
   }
 
-  /** @internal What it holds, and `writer` (of a LinkBuffer), is given back even if nobody releases it. */
+  /** @internal What it holds, and what the estate has besides, is given back even if nobody releases it. */
   leaveTo(estate: Estate): void {
     this.estate = estate
     this.keepEstate()

@@ -6,13 +6,13 @@ import type { Output } from './output.js'
 import { Reader } from './reader.js'
 import { BlockWriter, type Writer } from './writer.js'
 
-type Bytes = Writer | Reader | Uint8Array | string
+type Contents = Writer | Reader | Uint8Array | string
 
 /**
  * What can be added: bytes, or a function that makes them when the queue is drained (undefined: it has none). A
  * LinkBuffer, a Writer or a Reader is emptied without a copy, at once.
  */
-export type ShardItem = Bytes | (() => Bytes | undefined)
+export type ShardItem = Contents | (() => Contents | undefined)
 
 export interface ShardQueueOptions {
   /**
@@ -90,7 +90,7 @@ export class ShardQueue {
     return this.outcome
   }
 
-  /** @internal Bytes that may be added to what `waiting` holds. */
+  /** @internal Contents that may be added to what `waiting` holds. */
   get room(): number {
     // What an ended connection has not sent is pending for ever, but not kept.
     const pending = this.failure === null ? this.output.pending : 0
@@ -158,7 +158,7 @@ export class ShardQueue {
   }
 
   private call(getter: Getter, all: Batch): void {
-    let bytes: Bytes | undefined
+    let bytes: Contents | undefined
     try {
       bytes = getter()
       if (bytes === undefined) return
@@ -218,7 +218,7 @@ export class ShardQueue {
   }
 }
 
-type Getter = () => Bytes | undefined
+type Getter = () => Contents | undefined
 
 /** Items that wait, already as they will be sent. */
 class Batch extends BlockWriter {
@@ -226,7 +226,7 @@ class Batch extends BlockWriter {
     super(queue.memory, 0)
   }
 
-  take(bytes: Bytes): void {
+  take(bytes: Contents): void {
     if (typeof bytes === 'string') this.writeString(bytes)
     else if (bytes instanceof Uint8Array) this.writeBinary(bytes)
     else this.append(bytes)
