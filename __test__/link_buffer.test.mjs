@@ -600,6 +600,14 @@ test.serial('close() gives back what is unread, unflushed and viewed', async (t)
   t.pass()
 })
 
+/** Puts another method in the place of the one that it returns, until the test has ended. */
+function replace(t, object, name, method) {
+  const before = object[name]
+  object[name] = method
+  t.teardown(() => void (object[name] = before))
+  return before
+}
+
 /** Collects garbage until `condition`. */
 async function collected(condition) {
   await until(async () => {
@@ -652,13 +660,11 @@ for (const [what, forget] of Object.entries(FORGOTTEN)) {
 test.serial(
   'slices that are released in the tick after the one that made them are watched by nobody',
   async (t) => {
-    const registers = FinalizationRegistry.prototype.register
     let registered = 0
-    FinalizationRegistry.prototype.register = function (...args) {
+    const register = replace(t, FinalizationRegistry.prototype, 'register', function (...args) {
       registered++
-      return registers.apply(this, args)
-    }
-    t.teardown(() => void (FinalizationRegistry.prototype.register = registers))
+      return register.apply(this, args)
+    })
     const buffer = new LinkBuffer()
     buffer.malloc(1000).fill(1)
     buffer.flush()

@@ -32,10 +32,10 @@ async function receive({ reader }) {
     const number = reader.readUInt32BE()
     const { result, error } = JSON.parse(reader.readString(length - 4))
     reader.release()
-    const call = pending.get(number)
+    const caller = pending.get(number)
     if (!pending.delete(number)) throw new Error(`an answer to no call: ${number}`)
-    if (error === undefined) call.resolve(result)
-    else call.reject(new Error(error))
+    if (error === undefined) caller.resolve(result)
+    else caller.reject(new Error(error))
   }
 }
 

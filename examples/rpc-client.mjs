@@ -14,10 +14,10 @@ const connection = await dialConnection('tcp', `127.0.0.1:${process.argv[2] ?? 8
       if (reader.length < 4 + length) break // runs again when more has come
       reader.skip(4)
       const { result, error } = JSON.parse(reader.readString(length))
-      const call = pending.shift()
-      if (call === undefined) throw new Error('an answer to no call') // closes the connection
-      if (error === undefined) call.resolve(result)
-      else call.reject(new Error(error))
+      const caller = pending.shift()
+      if (caller === undefined) throw new Error('an answer to no call') // closes the connection
+      if (error === undefined) caller.resolve(result)
+      else caller.reject(new Error(error))
     }
   },
   onError: (error) => console.error(`rpc-client: ${error.message}`),

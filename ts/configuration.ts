@@ -114,20 +114,20 @@ export function configure(options: Configuration): void {
 }
 
 /** @internal Of createEventLoop(): configure({ driver }), unless that driver is chosen already. */
-export function chooseDriver(driver: Driver): void {
-  checkLoopDriver(driver)
+export function chooseDriver(wanted: Driver): void {
+  checkLoopDriver(wanted)
   const { driver: chosen, inUse } = configuration
-  if (chosen !== driver && (chosen !== undefined || inUse)) {
+  if (chosen !== wanted && (chosen !== undefined || inUse)) {
     throw new NetpollError(
       'ERR_NETPOLL_INVALID_STATE',
       `The driver of the polls, which all event loops share, is '${chosen}' already`,
     )
   }
-  configuration.driver = driver
+  configuration.driver = wanted
 }
 
-function checkLoopDriver(driver: Driver): void {
-  if (driver !== 'loop' || hasLoopDriver()) return
+function checkLoopDriver(wanted: Driver): void {
+  if (wanted !== 'loop' || hasLoopDriver()) return
   throw new NetpollError(
     'ERR_NETPOLL_UNSUPPORTED',
     "The driver 'loop' needs libuv, which this runtime has not",

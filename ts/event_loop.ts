@@ -209,9 +209,9 @@ export class EventLoop {
   private cutAfter(ms: number): void {
     AbortSignal.timeout(ms).addEventListener('abort', () => this.cut())
     // The timer of a signal keeps no process alive, and a handler that is waited for may not either.
-    const environment = openEnvironment()
-    environment?.hold()
-    const release = (): void => environment?.release()
+    const held = openEnvironment()
+    held?.hold()
+    const release = (): void => held?.release()
     this.outcome!.then(release, release)
   }
 

@@ -90,7 +90,7 @@ export class ShardQueue {
     return this.outcome
   }
 
-  /** @internal Contents that may be added to what `waiting` holds. */
+  /** @internal Bytes that may be added to what `waiting` holds. */
   get room(): number {
     // What an ended connection has not sent is pending for ever, but not kept.
     const pending = this.failure === null ? this.output.pending : 0
