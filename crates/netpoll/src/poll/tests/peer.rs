@@ -2,10 +2,13 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener};
+use std::os::fd::AsFd;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::sys;
 
 /// A socket that never blocks: its turns and the poll's are taken by the same thread.
 #[derive(Debug)]
@@ -58,6 +61,11 @@ impl Peer {
     #[cfg(feature = "fault")]
     pub(super) fn try_write(&self, bytes: &[u8]) -> usize {
         (&self.0).write(bytes).unwrap_or(0)
+    }
+
+    /// Over a unix socket, with a descriptor: a read of the other side ends behind it.
+    pub(super) fn write_with_descriptor(&self, bytes: &[u8]) {
+        sys::send_with_descriptor(self.0.as_fd(), bytes);
     }
 
     /// Who waits at a listener that does not block.

@@ -93,6 +93,22 @@ fn a_paused_connection_is_not_read_and_a_resumed_one_is_without_a_further_event(
 }
 
 #[test]
+fn what_a_visit_leaves_is_read_in_the_next_turns_although_nobody_tells_of_it_again() {
+    let mut desk = marked(1 << 20);
+    let address = desk.listen_unix();
+    let (peer, book) = desk.connect(&address);
+    desk.put(book, PAUSE, [0; 3]);
+    desk.turn();
+    // Each ends a read, and a visit has four.
+    (0..20).for_each(|_| peer.write_with_descriptor(b"piece"));
+    desk.idle();
+    desk.put(book, RESUME, [0; 3]);
+    desk.turn();
+    assert_eq!(desk.books[book].arrived.len(), 4 * 5);
+    desk.until_arrived(book, 20 * 5);
+}
+
+#[test]
 fn a_connection_that_is_paused_while_it_waits_for_its_turn_is_not_read() {
     let mut desk = Desk::default();
     let address = desk.listen();
