@@ -359,7 +359,8 @@ impl Io {
     }
 
     fn want_room(&self, operator: &Operator, wanted: bool) -> std::io::Result<()> {
-        if !operator.is_unix {
+        // One on its way is registered nowhere: where it arrives it is registered, and sending is tried again.
+        if !operator.is_unix || operator.moving_to.is_some() {
             return Ok(());
         }
         let interest = if wanted { READS | Interest::WRITABLE } else { READS };

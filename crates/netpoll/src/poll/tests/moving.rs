@@ -118,6 +118,28 @@ fn a_unix_connection_moves_with_output_that_waits_for_room() {
 }
 
 #[test]
+fn a_unix_connection_whose_socket_becomes_full_on_its_way_moves_with_what_is_left() {
+    let mut desk = Desk::new(Plan { polls: 2, ..Plan::default() });
+    let address = desk.listen_unix();
+    let (_first, _) = desk.connect(&address);
+    let (peer, book) = desk.connect(&address);
+    assert_eq!(desk.books[book].poll, 1);
+    desk.manners.lets_go = false;
+    desk.inboxes.retire(1);
+    until_told(&mut desk, book);
+    // The old poll, which hears no more of it, finds that there is no room.
+    let mut sent = desk.block(book);
+    assert_eq!(desk.books[book].poll, 1);
+    desk.let_go(book);
+    desk.until("it has arrived", |desk| desk.books[book].poll == 0);
+    desk.until("it is blocked there too", |desk| desk.operator(book).connection.output.is_blocked);
+    desk.write(book, b"the end");
+    sent.extend(b"the end");
+    assert!(desk.peer_reads(&peer, sent.len()) == sent);
+    assert_eq!(desk.status(book).sent, sent.len() as u64);
+}
+
+#[test]
 fn addresses_and_counts_go_along() {
     let (mut desk, peer, book) = two_polls();
     peer.write(b"four");
