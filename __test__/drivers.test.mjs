@@ -232,6 +232,47 @@ test("'adaptive': 10,000 changes of the driver under load lose, double and mix u
   t.true(blocks <= 1)
 })
 
+test("'adaptive': the number of a dead poll's descriptor is nobody's business any more, and no thread is started for it", async (t) => {
+  const [outcome] = await told(
+    t,
+    `import { execFileSync } from 'node:child_process'
+    import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs'
+    const list = (what, of) => readdirSync('/proc/self/' + what).flatMap((name) => {
+      try { return [of('/proc/self/' + what + '/' + name, Number(name))] } catch { return [] }
+    })
+    const epolls = () => list('fd', (path, fd) => readlinkSync(path).includes('eventpoll') ? fd : -1).filter((fd) => fd >= 0)
+    const watched = () => list('fdinfo', (path) => readFileSync(path, 'latin1')).join('').match(/tfd: +\\d+/g).map((text) => Number(text.slice(4)))
+    const threads = () => list('task', (path) => readFileSync(path + '/comm', 'latin1').trim()).filter((name) => name.startsWith('netpoll-'))
+
+    const directory = mkdtempSync('/tmp/netpoll-')
+    execFileSync('mkfifo', [directory + '/fifo'])
+    configure({ driver: 'adaptive', numLoops: 2 })
+    const server = serve(echo)
+    let failed = false
+    server.served.catch(() => (failed = true))
+    const { native } = environment()
+    const before = epolls()
+    native.crash(0)
+    await until(() => failed)
+    const dead = before.find((fd) => !epolls().includes(fd))
+
+    // The next descriptors of the process have that number among them.
+    const opened = []
+    while (!opened.includes(dead)) opened.push(openSync(directory + '/fifo', 'r+'))
+    // The loop looks after its polls whenever one of them comes back to it from its thread.
+    for (const driver of ['thread', 'loop']) {
+      native.flip(1)
+      await until(() => stats().polls[1].driver === driver)
+    }
+    await new Promise((resolve) => setTimeout(resolve, 1))
+    await new Promise(setImmediate)
+    tell([watched().includes(dead), threads()])
+    opened.forEach((fd) => closeSync(fd))
+    rmSync(directory, { recursive: true })`,
+  )
+  t.deepEqual(outcome, [false, ['netpoll-1']])
+})
+
 for (const driver of ['loop', 'adaptive', 'thread']) {
   test(`'${driver}': isActive() tells of a reset in the midst of a synchronous handler`, async (t) => {
     const [outcome] = await told(

@@ -111,7 +111,8 @@ impl Drive {
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
-        // Acquire: pairs with the Release of `ask_to_stop`; what was put before is there for the last turn.
+        // Acquire: pairs with the Releases of `ask_to_stop`, before which what the last turn takes was put, and of
+        // `conclude`.
         self.stop.load(Ordering::Acquire)
     }
 
@@ -154,6 +155,9 @@ impl Drive {
     /// failed it has died.
     pub(crate) fn conclude(&self, is_sound: bool, now: Instant) {
         let Some(Driven { mut poll, .. }) = self.helm.take() else { return };
+        // Release: pairs with the Acquire of `is_stopped`. Nobody shall look for a descriptor that is closed below, for
+        // its number may be somebody else's then.
+        self.stop.store(true, Ordering::Release);
         let has_retired = is_sound && poll.is_empty();
         // Whoever stops such a poll has put its last records before.
         let is_sound = is_sound && attempt(|| has_retired.then(|| poll.take_last_records(now)));

@@ -291,6 +291,8 @@ mod tests {
         driven.manager.crash(0);
         assert_eq!(driven.driver.turn(Occasion::Event), Some(LoopTurn::Fail));
         driven.driver.fail();
+        assert!(!driven.driver.is_at_helm(), "nobody attends to its descriptor, which is closed");
+        assert!(!driven.manager.hand_over(0), "and no thread is started for it");
         assert_eq!(driven.word(DIED), 1);
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
         assert_eq!(driven.driver.turn(Occasion::Event), None);

@@ -171,11 +171,11 @@ impl PollManager {
     }
 
     /// Hands a poll from the loop, which has let go of its descriptor, to its thread. False when there is none to be
-    /// had; the loop goes on then.
+    /// had, and the loop goes on then; and of a poll that has ended.
     pub fn hand_over(&self, poll: usize) -> bool {
         let mut threads = lock(&self.threads);
         let Some(berth) = threads.berths.get_mut(poll) else { return false };
-        let Some(drive) = &berth.drive else { return false };
+        let Some(drive) = berth.drive.as_ref().filter(|drive| !drive.is_stopped()) else { return false };
         if berth.thread.is_none() {
             berth.thread = spawn(drive.clone()).ok();
         }

@@ -166,7 +166,7 @@ impl Seat {
         }
         let data = ptr::from_ref(self).cast_mut().cast();
         // SAFETY: on the environment's thread; a seat is never freed; the descriptor is open while the loop is at the
-        // helm, and `leave` comes before that ends.
+        // helm, and `leave` comes before that ends. Of a poll that has ended it is not at the helm.
         let opened = unsafe { Attention::open(self.owner.uv_loop, core.descriptor(), readable, data) };
         if opened.is_none() {
             core.give_up();
@@ -198,6 +198,7 @@ impl Seat {
             Some(LoopTurn::Fail) => {
                 self.leave();
                 core.fail();
+                self.core.take();
             }
             None => return false,
         }
