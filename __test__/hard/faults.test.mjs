@@ -24,6 +24,9 @@ const OTHERS = [
   ...['ioctl', 'listen', 'mmap', 'setsockopt', 'shutdown', 'socket'],
 ]
 
+/** Calls that are made again when a signal has interrupted them. */
+const REPEATED = [...MOVERS, 'accept4', 'epoll_wait', 'ioctl']
+
 /** Each call, and how it may fail. */
 const CALLS = [...MOVERS.map((call) => [call, [...ERRORS, '1b']]), ...OTHERS.map((call) => [call, ERRORS])]
 
@@ -52,14 +55,21 @@ async function run(fault, settings) {
   }
 }
 
+/** Whether nobody may notice. */
+function isHarmless({ call, error }) {
+  if (error === 'EINTR') return REPEATED.includes(call)
+  return error === 'EAGAIN' && (MOVERS.includes(call) || call === 'accept4')
+}
+
 /** What is wrong with it. */
 function objections({ call, error }, { ends, wrong, short }) {
   const failures = ends.filter((end) => end !== 'exact')
+  const harmless = isHarmless({ call, error })
   // A poll that cannot wait has died, and all that it had with it.
-  const died = call === 'epoll_wait' && failures.every((end) => end === 'ERR_NETPOLL_POLL_DIED')
+  const died = call === 'epoll_wait' && !harmless && failures.every((end) => end === 'ERR_NETPOLL_POLL_DIED')
   // What could not be taken out of epoll is refused when it comes there again.
   const known = call === 'epoll_ctl' ? [error, 'EEXIST'] : [error]
-  const typed = failures.length <= 1 && failures.every((end) => known.includes(end))
+  const typed = failures.length <= (harmless ? 0 : 1) && failures.every((end) => known.includes(end))
   const none = ends.length === 0 ? ['nothing was done'] : []
   const silent = short > 0 && failures.length === 0 ? [`${short} have heard less than all`] : []
   return [...wrong, ...none, ...silent, ...(died || typed ? [] : [`ends with ${failures}`])]

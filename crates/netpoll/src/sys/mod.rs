@@ -1,7 +1,8 @@
 //! The only door to libc: no other module of the crate calls it.
 //!
-//! Calls that were interrupted by a signal are repeated here, once for all, so that nobody above ever
-//! sees `EINTR`.
+//! What is called here is repeated when a signal has interrupted it, once for all (`syscall!`). What other crates call
+//! for us (`through`) is not: a signal hardly interrupts what does not block, and `EINTR` is one more error of those,
+//! except of `wait`, which the poll takes for one that has found nothing.
 
 mod epoll;
 #[cfg(feature = "fault")]
