@@ -9,7 +9,7 @@ import { Worker } from 'node:worker_threads'
 import test from 'ava'
 import { createListener } from '../index.js'
 import { connect, descriptors, outcome, serve, settled, take, until } from './fixtures/peer.mjs'
-import { run } from './fixtures/program.mjs'
+import { end, run, start } from './fixtures/program.mjs'
 
 const fixture = new URL('fixtures/echo_worker.mjs', import.meta.url)
 
@@ -162,33 +162,107 @@ test.serial('a process whose worker throws unheard ends with code 1', async (t) 
   t.regex(stderr, /on purpose/)
 })
 
-test.serial('a worker in which no poll can be started gets an error, and ends as any other', async (t) => {
-  const source = `
-    const { closeSync, openSync } = require('node:fs')
-    const { LinkBuffer } = require('./index.js')
+/** Takes all descriptors that there are, and gives them back. */
+const ALL_DESCRIPTORS = `
+  const { closeSync, openSync } = require('node:fs')
+  const takeAll = () => {
     const held = []
     try {
       for (;;) held.push(openSync('/dev/null'))
-    } catch {}
-    let message
-    try {
-      new LinkBuffer()
-    } catch (error) {
-      message = error.message
+    } catch {
+      return () => held.forEach((descriptor) => closeSync(descriptor))
     }
-    for (const descriptor of held) closeSync(descriptor)
-    require('node:worker_threads').parentPort.postMessage(message)
-  `
-  const { stdout, ...end } = await run(`
-    import { Worker } from 'node:worker_threads'
-    const worker = new Worker(${JSON.stringify(source)}, { eval: true, execArgv: [] })
-    const [message] = await once(worker, 'message')
-    await once(worker, 'exit')
-    console.log(message)
-  `)
-  t.deepEqual(end, { code: 0, signal: null, stderr: '' })
-  t.regex(stdout, /too many open files/i)
-})
+  }
+`
+
+for (const [bell, env] of [
+  ["libuv's", {}],
+  ["Node-API's", { NETPOLL_WITHOUT_LIBUV: '1' }],
+]) {
+  test.serial(
+    `a worker in which no poll can be started gets a typed error, and ends as any other; the bell is ${bell}`,
+    async (t) => {
+      const source = `${ALL_DESCRIPTORS}
+      const { LinkBuffer } = require('./index.js')
+      const giveBack = takeAll()
+      let told
+      try {
+        new LinkBuffer()
+      } catch ({ name, code, errno, syscall, message }) {
+        told = { name, code, errno, syscall, message }
+      }
+      giveBack()
+      require('node:worker_threads').parentPort.postMessage(told)
+    `
+      const { stdout, ...rest } = await run(
+        `
+      import { Worker } from 'node:worker_threads'
+      const worker = new Worker(${JSON.stringify(source)}, { eval: true, execArgv: [] })
+      const [told] = await once(worker, 'message')
+      await once(worker, 'exit')
+      console.log(JSON.stringify(told))
+    `,
+        { env: { ...process.env, ...env } },
+      )
+      t.deepEqual(rest, { code: 0, signal: null, stderr: '' })
+      t.deepEqual(JSON.parse(stdout), {
+        name: 'NetpollError',
+        code: 'EMFILE',
+        errno: -24,
+        syscall: 'epoll_create1',
+        message: 'epoll_create1 EMFILE: too many open files',
+      })
+    },
+  )
+
+  test.serial(
+    `what could not be started keeps no memory, and is started when it can be; the bell is ${bell}`,
+    async (t) => {
+      const child = start(
+        `
+      import { createRequire } from 'node:module'
+      import { readFileSync } from 'node:fs'
+      import { LinkBuffer, setNumLoops, stats } from '${new URL('../index.js', import.meta.url).pathname}'
+      const require = createRequire(import.meta.url)
+      ${ALL_DESCRIPTORS}
+      const status = readFileSync.bind(null, '/proc/self/status', 'utf8')
+      const mapped = () => Number(/VmSize:\\s+(\\d+) kB/.exec(status())[1]) / 1024
+      /** MiB by which the process has grown, while all descriptors were taken. */
+      const growth = async (attempt) => {
+        const codes = new Set()
+        const before = mapped()
+        const times = async (count) => {
+          const giveBack = takeAll()
+          for (let i = 0; i < count; i++) await attempt().catch(({ code }) => codes.add(code))
+          giveBack()
+          for (let i = 0; i < 3; i++) {
+            await new Promise(setImmediate)
+            gc()
+          }
+        }
+        await times(2)
+        const some = mapped()
+        await times(20)
+        return [[...codes], mapped() - some]
+      }
+      const first = await growth(async () => new LinkBuffer())
+      new LinkBuffer()
+      const more = await growth(() => setNumLoops(2))
+      await setNumLoops(2)
+      console.log(JSON.stringify([first, more, stats().polls.length]))
+    `,
+        { env: { ...process.env, NETPOLL_NUM_LOOPS: '1', ...env } },
+        ['--expose-gc'],
+      )
+      const { stdout, stderr, code } = await end(child)
+      t.is(code, 0, stderr)
+      const [first, more, polls] = JSON.parse(stdout)
+      t.log(stdout)
+      t.deepEqual([first[0], more[0], polls], [['EMFILE'], ['EMFILE'], 2])
+      t.true(Math.max(first[1], more[1]) < 8, stdout)
+    },
+  )
+}
 
 test.serial('the memory of workers that have ended is unmapped', async (t) => {
   const few = async (count) => {

@@ -3,7 +3,7 @@ import { checkInteger, invalidValue } from './arguments.js'
 import { configuration, driver, numLoops, zeroCopy, type Driver, type ZeroCopy } from './configuration.js'
 import { NetpollError, systemError } from './errors.js'
 import { Chunks, Memory } from './memory.js'
-import { binding, hasLoopDriver, type NativeEnvironment } from './native.js'
+import { binding, hasLoopDriver, type EnvironmentOptions, type NativeEnvironment } from './native.js'
 import { Poll } from './poll.js'
 import { Control } from './record.js'
 import { Straggler, Transit } from './transit.js'
@@ -88,7 +88,7 @@ export class Environment {
     const lends = configuration.zeroCopy ?? zeroCopyOf(process.env.NETPOLL_ZERO_COPY)
     const count = configuration.numLoops || numLoopsOf(process.env.NETPOLL_NUM_LOOPS)
     for (let index = 0; index < count; index++) this.polls.push(this.newPoll(index))
-    const options = {
+    const options: EnvironmentOptions = {
       control: this.control,
       polls: this.polls.map((poll) => poll.words),
       ringEntries: this.ringEntries,
@@ -98,7 +98,7 @@ export class Environment {
       driver: (configuration.driver ??= driverOf(process.env.NETPOLL_DRIVER)),
       busyPoll: configuration.busyPoll,
     }
-    this.native = new binding.Environment(options, this.drain)
+    this.native = openNative(options, this.drain)
     this.native.setLoadBalance(configuration.loadBalance)
     this.native.setZeroCopy(lends)
     this.chunks = new Chunks(this.native)
@@ -243,7 +243,7 @@ export class Environment {
       errno = this.native.restartPoll(index)
       poll.dead = errno !== 0
     }
-    if (errno !== 0) throw systemError(errno, 'epoll_create1')
+    if (errno !== 0) throw pollError(errno)
     this.polls[index] = poll
   }
 
@@ -348,6 +348,20 @@ export class Environment {
       for (const connection of poll.connections) connection?.lost('ERR_NETPOLL_CONN_CLOSED')
     }
     this.native.exit()
+  }
+}
+
+/** Why a poll could not be started. */
+function pollError(errno: number): NetpollError {
+  return systemError(errno, 'epoll_create1')
+}
+
+function openNative(options: EnvironmentOptions, drain: () => void): NativeEnvironment {
+  try {
+    return new binding.Environment(options, drain)
+  } catch (error) {
+    const { errno } = error as { errno?: number }
+    throw errno === undefined ? error : pollError(errno)
   }
 }
 

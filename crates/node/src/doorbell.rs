@@ -201,8 +201,20 @@ impl Bell {
         Ok(())
     }
 
+    /// Lets go of an environment that could not be made, and of the words that it would have had. Once, on its thread; no
+    /// thread rings any more.
+    pub(crate) fn discard(&self) {
+        if let Some(Handle::Function(function)) = self.handle.get() {
+            let mode = sys::ThreadsafeFunctionReleaseMode::abort;
+            // SAFETY: the caller is on the environment's thread, and nobody uses the function any more. A call that is
+            // still queued comes without an env, and does nothing.
+            unsafe { sys::napi_release_threadsafe_function(*function, mode) };
+        }
+        self.close();
+    }
+
     /// Lets go of the loop: an open handle would abort a worker. Once, on the environment's thread: from its cleanup hook,
-    /// or when it could not be made. No thread rings any more. A threadsafe function is closed by Node itself.
+    /// or by `discard`. No thread rings any more. A threadsafe function is closed by Node itself.
     pub(crate) fn close(&self) {
         // SAFETY: the callers are on the environment's thread, and have joined its polls, or started none.
         unsafe {

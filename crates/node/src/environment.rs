@@ -79,17 +79,27 @@ impl Environment {
     #[napi(constructor, catch_unwind)]
     pub fn new(env: Env, options: Object<'_>, doorbell: Function<'_, (), ()>) -> Result<Environment> {
         let holds = Arc::<Holds>::default();
-        let control = words_of(env.raw(), field::<Unknown<'_>>(&options, "control")?.raw(), &holds)?;
+        // Nobody uses any of it then: what has been started has ended. It may be tried again.
+        Environment::open(env, &options, doorbell, &holds).inspect_err(|_| holds.let_go(env.raw()))
+    }
+
+    fn open(
+        env: Env,
+        options: &Object<'_>,
+        doorbell: Function<'_, (), ()>,
+        holds: &Arc<Holds>,
+    ) -> Result<Environment> {
+        let control = words_of(env.raw(), field::<Unknown<'_>>(options, "control")?.raw(), holds)?;
         let (scheduled, stop) = (word(control, SCHEDULED)?, word(control, STOP)?);
-        let (ring_entries, slots) = (field(&options, "ringEntries")?, field(&options, "slots")?);
-        let borders = borders(&env, &options, ring_entries, slots, &holds)?;
-        let table = BlockTable::new(memory_limit(field::<f64>(&options, "maxMemory")?));
+        let (ring_entries, slots) = (field(options, "ringEntries")?, field(options, "slots")?);
+        let borders = borders(&env, options, ring_entries, slots, holds)?;
+        let table = BlockTable::new(memory_limit(field::<f64>(options, "maxMemory")?));
         let pins = PinTable::new();
-        let bell = Bell::new(env.raw(), doorbell.raw(), stop, field::<bool>(&options, "libuv")?)?;
+        let bell = Bell::new(env.raw(), doorbell.raw(), stop, field::<bool>(options, "libuv")?)?;
         let ring = Doorbell::new(scheduled, Arc::new(move || bell.ring()));
-        let (manager, loop_driver) = start(&env, &options, &borders, (&table, &pins), bell, &ring)
+        let (manager, loop_driver) = start(&env, options, &borders, (&table, &pins), bell, &ring)
             // The loop of a worker that ends now must have no handle left.
-            .inspect_err(|_| bell.close())?;
+            .inspect_err(|_| bell.discard())?;
         // After the bell was made: hooks run last in, first out, so the threads that ring it are gone before it is.
         let pinned = Arc::<Mutex<HashMap<u32, Pinned>>>::default();
         let (raw, rest) = (env.raw(), (table.clone(), pinned.clone(), holds.clone()));
@@ -104,6 +114,11 @@ impl Environment {
             // It fails only for what is gone with the environment anyway.
             lock(&pinned).drain().for_each(|(_, pinned)| drop(let_go(raw, pinned.reference)));
             holds.let_go(raw);
+        })
+        .inspect_err(|_| {
+            loop_driver.inspect(|driver| driver.close());
+            manager.join();
+            bell.discard();
         })?;
         loop_driver.inspect(|driver| (0..borders.len()).for_each(|poll| driver.seat(poll)));
         let (servers, borders) = (Mutex::default(), Mutex::new(borders));
@@ -118,16 +133,21 @@ impl Environment {
             loop_driver,
             servers,
             pinned,
-            holds,
+            holds: holds.clone(),
         })
     }
 
     /// Starts one more poll, with the next number, on memory of its own. An errno, or 0.
     #[napi(catch_unwind)]
     pub fn add_poll(&self, env: Env, words: Unknown<'_>) -> Result<i32> {
-        let border = border(&env, words, self.ring_entries, self.slots, &self.holds)?;
+        let holds = Holds::default();
+        let border = border(&env, words, self.ring_entries, self.slots, &holds)
+            .inspect_err(|_| holds.let_go(env.raw()))?;
         let added = self.manager.add(border);
-        if added.is_ok() {
+        if added.is_err() {
+            holds.let_go(env.raw());
+        } else {
+            self.holds.take_over(&holds);
             let mut borders = lock(&self.borders);
             borders.push(border);
             self.loop_driver.inspect(|driver| driver.seat(borders.len() - 1));
@@ -243,7 +263,7 @@ impl Environment {
         if !self.table.charge(length as u64) {
             return Ok(-1.0);
         }
-        let reference = hold(env.raw(), bytes.raw())?;
+        let reference = hold(env.raw(), bytes.raw()).inspect_err(|_| self.table.discharge(length as u64))?;
         // SAFETY: the reference keeps the bytes until `unpin`, which JavaScript calls only in answer to
         // UNPIN, when no poll uses them any more. Whoever detaches them before breaks the API's promise.
         let pin = unsafe { self.pins.insert(start, length) };
@@ -386,7 +406,8 @@ fn start(
     ring: &Doorbell,
 ) -> Result<(Arc<PollManager>, Option<&'static LoopDriver>)> {
     let driving = driving(options, bell.is_of_libuv())?;
-    let manager = PollManager::start(borders, ring, table, pins, driving).map_err(system_error)?;
+    let manager =
+        PollManager::start(borders, ring, table, pins, driving).map_err(|error| system_error(env, &error))?;
     let manager = Arc::new(manager);
     let loop_driver = match driving.driver {
         Driver::Thread => None,
@@ -426,12 +447,20 @@ fn memory_limit(asked: f64) -> u64 {
     }
 }
 
-fn system_error(error: std::io::Error) -> Error {
-    Error::new(Status::GenericFailure, error.to_string())
+/// It has the field `errno`.
+fn system_error(env: &Env, error: &std::io::Error) -> Error {
+    let thrown = env
+        .create_error(Error::new(Status::GenericFailure, error.to_string()))
+        .and_then(|mut thrown| thrown.set("errno", number(error)).map(|()| thrown.to_unknown().into()));
+    thrown.unwrap_or_else(|failed| failed)
 }
 
 fn errno(outcome: std::io::Result<()>) -> i32 {
-    outcome.map_or_else(|error| error.raw_os_error().unwrap_or(EINVAL), |()| 0)
+    outcome.map_or_else(|error| number(&error), |()| 0)
+}
+
+fn number(error: &std::io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(EINVAL)
 }
 
 fn unknown(what: &str, number: u32) -> Error {

@@ -4,7 +4,7 @@
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::AtomicU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use napi::{sys, Error, Result, Status};
 use netpoll::Chunk;
@@ -43,15 +43,24 @@ unsafe impl Sync for Holds {}
 
 impl Holds {
     fn add(&self, reference: sys::napi_ref) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(reference);
+        self.lock().push(reference);
     }
 
-    /// Of the environment's cleanup hook, when nobody uses any of it.
+    /// Holds what `others` have held.
+    pub(crate) fn take_over(&self, others: &Holds) {
+        others.lock().drain(..).for_each(|reference| self.add(reference));
+    }
+
+    /// When nobody uses any of it: of the environment's cleanup hook, and of what could not be made.
     pub(crate) fn let_go(&self, env: sys::napi_env) {
-        for reference in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        for reference in self.lock().drain(..) {
             // It fails only for what is gone with the environment anyway.
             let _ = let_go(env, reference);
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<sys::napi_ref>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
