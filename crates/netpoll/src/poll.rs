@@ -14,7 +14,7 @@ use crate::connection::{Expired, Finish};
 use crate::counters::Counters;
 use crate::demand::Load;
 use crate::handover::Handover;
-use crate::inbox::Inboxes;
+use crate::inbox::{Command, Inboxes};
 use crate::io::{Io, Visit};
 use crate::lending::Setting;
 use crate::limbo::{Limbo, LIMBO_DELAY};
@@ -113,6 +113,8 @@ pub(crate) struct Poll {
     /// `events` holds what a wait has brought and no turn has looked at.
     is_collected: bool,
     submissions: Consumer,
+    /// Taken out of the inbox, and not yet followed.
+    commands: VecDeque<Command>,
     operators: Operators,
     io: Io,
     ready: ReadyList,
@@ -150,6 +152,7 @@ impl Poll {
             events: Events::with_capacity(EVENTS),
             is_collected: false,
             submissions: Consumer::new(border.submissions()),
+            commands: VecDeque::new(),
             operators: Operators::new(border.slots()),
             io: Io::new(registry, &border, shared.table.clone(), counters, shared.zero_copy.clone()),
             ready: ReadyList::default(),

@@ -12,7 +12,9 @@ use crate::token::{Subject, Token};
 
 impl Poll {
     pub(super) fn take_commands(&mut self, now: Instant) {
-        for command in self.shared.inboxes.take(self.index) {
+        // If one makes the poll panic, `leave` finds the others.
+        self.commands.extend(self.shared.inboxes.take(self.index));
+        while let Some(command) = self.commands.pop_front() {
             match command {
                 Command::Serve(listener, server) => self.serve(Acceptor::new(listener, server)),
                 Command::CloseListener(id) => self.drop_listener(id, Cause::ORDERLY),

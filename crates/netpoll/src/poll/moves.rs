@@ -194,7 +194,8 @@ impl Poll {
         // What has not been taken JavaScript takes back itself.
         self.submissions.release();
         self.io.abandon(&self.shared.pins);
-        for command in self.shared.inboxes.close(self.index) {
+        let taken = std::mem::take(&mut self.commands);
+        for command in taken.into_iter().chain(self.shared.inboxes.close(self.index)) {
             match command {
                 Command::Adopt(accepted) => {
                     self.shared.inboxes.came(self.index);

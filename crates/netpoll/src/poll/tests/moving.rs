@@ -1,4 +1,5 @@
 use std::os::unix::net::UnixStream;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::Duration;
 
 use super::desk::submission::{CLOSE, END, RESET, SEND, SEND_LENT, TIMER, WATCH_DRAIN};
@@ -8,6 +9,7 @@ use crate::acceptor::Accepted;
 use crate::connection::Limits;
 use crate::inbox::{Command, LoadBalance};
 use crate::poll::moves::MOVES_PER_TURN;
+use crate::poll::Budget;
 use crate::record::{Cause, Deadline};
 
 /// A desk with so many polls, and a connection of the last one.
@@ -416,6 +418,30 @@ fn with_least_connections_moves_are_spread_although_none_has_arrived_yet() {
     desk.inboxes.retire(2);
     desk.until("it is empty", |desk| desk.seats[2].retired() == 1);
     assert_eq!([0, 1].map(|poll| desk.stats(poll).connections), [15, 15]);
+}
+
+#[test]
+fn a_poll_that_panics_over_a_command_passes_on_what_it_took_with_it() {
+    let (mut desk, _peer, _) = desk(Plan { polls: 2, max_connections: 2, ..Plan::default() });
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    assert!(desk.server.admit());
+    let (remote, local, server) = ([0; 6], [0; 6], desk.server.clone());
+    let accepted = Accepted { descriptor: ours.into(), remote, local, is_unix: true, server };
+    desk.inboxes.send(1, Command::Crash);
+    desk.inboxes.send(1, Command::Adopt(accepted));
+    let (now, poll) = (desk.now, &mut desk.seats[1].poll);
+    catch_unwind(AssertUnwindSafe(|| poll.turn(now, Budget::default()))).unwrap_err();
+    desk.lose_poll();
+    let last = desk.books.len();
+    desk.until("the other poll has it", |desk| desk.books.len() > last);
+    assert!(desk.server.admit() && !desk.server.admit(), "it is counted once, and no other");
+    desk.server.dismiss();
+    theirs.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    desk.write(last, b"welcome");
+    desk.idle();
+    let mut bytes = [0; 7];
+    std::io::Read::read_exact(&mut &theirs, &mut bytes).unwrap();
+    assert_eq!(&bytes, b"welcome");
 }
 
 #[test]
