@@ -128,7 +128,7 @@ export class Lifecycle<Ctx = unknown> {
   /** @internal DETACHED: in the place of CLOSED. */
   detached(fd: number): void {
     // A poll that has died since has taken it along.
-    if (this.poll.environment.native.takeDetached(fd)) this.extras!.detachment!.complete(fd)
+    if (this.poll.environment.native.takeDetached(this.poll.index, fd)) this.extras!.detachment!.complete(fd)
     this.closedWith(0)
   }
 

@@ -162,8 +162,8 @@ export interface NativeEnvironment {
   ): ListenSuccess | SystemFailure | AddressFailure
   /** Listens at an inherited descriptor; an AddressFailure when a listener has it already. */
   inherit(fd: number): ListenSuccess | SystemFailure | AddressFailure
-  /** Gives away the open descriptor that a DETACHED has named; false when it is closed already. */
-  takeDetached(fd: number): boolean
+  /** Gives away the open descriptor that a DETACHED of the poll has named; false when it is closed already. */
+  takeDetached(poll: number, fd: number): boolean
   /** The poll that accepts. */
   serve(listener: number, options: ServeOptions): number
   closeListener(listener: number): void

@@ -12,17 +12,19 @@ pub(crate) struct Handover {
 }
 
 impl Handover {
-    /// The number by which it can be taken.
+    /// The number by which it can be taken from this poll.
     pub(crate) fn offer(&self, poll: usize, descriptor: OwnedFd) -> RawFd {
         let fd = descriptor.as_raw_fd();
         self.lock().push((poll, descriptor));
         fd
     }
 
-    /// `None` when nobody has offered it, or it is closed already.
-    pub(crate) fn take(&self, fd: RawFd) -> Option<OwnedFd> {
+    /// `None` when the poll has not offered it, or it is closed already. Its number may be that of another one then,
+    /// which another poll has offered since.
+    pub(crate) fn take(&self, poll: usize, fd: RawFd) -> Option<OwnedFd> {
         let mut waiting = self.lock();
-        let place = waiting.iter().position(|(_, descriptor)| descriptor.as_raw_fd() == fd)?;
+        let is_meant = |(from, descriptor): &(usize, OwnedFd)| *from == poll && descriptor.as_raw_fd() == fd;
+        let place = waiting.iter().position(is_meant)?;
         Some(waiting.swap_remove(place).1)
     }
 
@@ -57,8 +59,8 @@ mod tests {
     fn a_descriptor_is_taken_open_and_once() {
         let handover = Handover::default();
         let (fd, peer) = offer(&handover, 0);
-        let taken = handover.take(fd).unwrap();
-        assert!(handover.take(fd).is_none());
+        let taken = handover.take(0, fd).unwrap();
+        assert!(handover.take(0, fd).is_none());
         handover.forget(0);
         assert!(taken.as_raw_fd() == fd && !is_closed(&peer));
     }
@@ -69,6 +71,14 @@ mod tests {
         let (gone, kept) = (offer(&handover, 0), offer(&handover, 1));
         handover.forget(0);
         assert!(is_closed(&gone.1) && !is_closed(&kept.1));
-        assert!(handover.take(gone.0).is_none() && handover.take(kept.0).is_some());
+        assert!(handover.take(0, gone.0).is_none() && handover.take(1, kept.0).is_some());
+    }
+
+    #[test]
+    fn a_number_that_was_a_dead_polls_does_not_give_what_another_poll_has_offered_since() {
+        let handover = Handover::default();
+        let (fd, peer) = offer(&handover, 1);
+        assert!(handover.take(0, fd).is_none() && !is_closed(&peer));
+        assert!(handover.take(1, fd).is_some());
     }
 }

@@ -238,9 +238,9 @@ impl PollManager {
         self.keep(|id| Listener::inherit(id, descriptor))
     }
 
-    /// The descriptor that a DETACHED record has named, open. `None` when its poll is gone.
-    pub fn take_detached(&self, descriptor: RawFd) -> Option<OwnedFd> {
-        self.shared.handover.take(descriptor)
+    /// The descriptor that a DETACHED record of this poll has named, open. `None` when the poll is gone.
+    pub fn take_detached(&self, poll: usize, descriptor: RawFd) -> Option<OwnedFd> {
+        self.shared.handover.take(poll, descriptor)
     }
 
     fn keep(

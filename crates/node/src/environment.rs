@@ -307,10 +307,10 @@ impl Environment {
         listen_outcome(self.manager.inherit(descriptor))
     }
 
-    /// Gives away the open descriptor that a DETACHED has named. False when its poll is gone, and it with that.
+    /// Gives away the open descriptor that a DETACHED of a poll has named. False when that is gone, and it with that.
     #[napi(catch_unwind)]
-    pub fn take_detached(&self, descriptor: i32) -> bool {
-        self.manager.take_detached(descriptor).map(IntoRawFd::into_raw_fd).is_some()
+    pub fn take_detached(&self, poll: u32, descriptor: i32) -> bool {
+        self.manager.take_detached(poll as usize, descriptor).map(IntoRawFd::into_raw_fd).is_some()
     }
 
     /// Accepts from a listener on behalf of an event loop, all of whose listeners count together. Returns the

@@ -441,7 +441,7 @@ impl Bench {
             4 => connection.is_closed = true,
             11 => {
                 connection.is_closed = true;
-                assert!(self.handover.take(first as i32).is_some(), "a descriptor that is there");
+                assert!(self.handover.take(0, first as i32).is_some(), "a descriptor that is there");
             }
             3 | 5 | 7 | 12 => {}
             _ => panic!("no such record comes: {kind}"),

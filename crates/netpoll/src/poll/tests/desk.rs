@@ -1,6 +1,7 @@
 //! JavaScript's part of the border, played by a test.
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -796,6 +797,12 @@ impl Desk {
     pub(super) fn until_closed(&mut self, book: usize) -> i32 {
         self.until("the connection is closed", |desk| desk.books[book].closed.is_some());
         self.books[book].closed.unwrap()
+    }
+
+    /// The descriptor of a connection that has been detached, if its poll still offers it.
+    pub(super) fn take_detached(&self, book: usize) -> Option<OwnedFd> {
+        let book = &self.books[book];
+        self.handover.take(book.poll, book.detached?)
     }
 
     /// Ends the last poll as its thread does when a turn has panicked.

@@ -11,7 +11,7 @@ use crate::record::Cause;
 
 /// The descriptor of a connection that was given away.
 fn taken(desk: &Desk, book: usize) -> TcpStream {
-    let stream = TcpStream::from(desk.handover.take(desk.books[book].detached.unwrap()).unwrap());
+    let stream = TcpStream::from(desk.take_detached(book).unwrap());
     stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     stream
@@ -134,7 +134,7 @@ fn a_descriptor_that_nobody_has_taken_is_closed_with_its_poll() {
     desk.put(book, DETACH, [0; 3]);
     desk.until("it is detached", |desk| desk.books[book].detached.is_some());
     desk.seats.clear();
-    assert!(desk.handover.take(desk.books[book].detached.unwrap()).is_none());
+    assert!(desk.take_detached(book).is_none());
     assert_eq!(peer.read().unwrap(), Some(Vec::new()));
 }
 

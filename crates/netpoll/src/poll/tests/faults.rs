@@ -475,8 +475,8 @@ fn endings(desk: &mut Desk, listener: Listener) -> Vec<End> {
         let page = &desk.books[book];
         assert!(bytes.starts_with(&page.arrived));
         ends.push(End::of(page.closed.unwrap()));
-        if let Some(descriptor) = page.detached {
-            drop(desk.handover.take(descriptor).unwrap());
+        if page.detached.is_some() {
+            drop(desk.take_detached(book).unwrap());
         }
     }
     ends

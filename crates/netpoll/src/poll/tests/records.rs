@@ -57,9 +57,7 @@ impl Scene {
         self.desk.put_record(0, done(lent));
         self.desk.turn();
         self.desk.pins.remove(pin);
-        if let Some(descriptor) = self.desk.books[self.intruder.1].detached {
-            drop(self.desk.handover.take(descriptor));
-        }
+        drop(self.desk.take_detached(self.intruder.1));
         self.exchange();
     }
 

@@ -347,7 +347,7 @@ fn a_descriptor_is_given_away_only_when_the_kernel_is_done() {
     assert!(desk.peer_reads(&peer, 1 << 20) == a_little(&bytes));
     desk.until("it is detached", |desk| desk.books[book].detached.is_some());
     assert_eq!(blocks_out(&mut desk), 0);
-    drop(desk.handover.take(desk.books[book].detached.unwrap()));
+    drop(desk.take_detached(book));
 }
 
 #[test]
