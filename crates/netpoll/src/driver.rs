@@ -151,6 +151,13 @@ impl Drive {
         self.doorbell.summon();
     }
 
+    /// Ends a poll that nobody could be found to run. What has come to it already goes to others.
+    pub(crate) fn abandon(&self) {
+        if let Some(Driven { mut poll, .. }) = self.helm.take() {
+            poll.leave();
+        }
+    }
+
     /// Ends the poll, if the other side has not done so, and tells whoever waits for that. After a turn that has
     /// failed it has died.
     pub(crate) fn conclude(&self, is_sound: bool, now: Instant) {

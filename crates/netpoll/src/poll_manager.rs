@@ -153,13 +153,13 @@ impl PollManager {
         let drive =
             Drive::new(index, descriptor, Driven::new(poll, busy_poll, Instant::now()), driver, outside);
         let drive = Arc::new(drive);
+        // Before anybody runs it: who dies in its first turn closes it again.
+        self.shared.inboxes.open(index, waker);
         if driver == Driver::Thread {
-            berth.thread = Some(spawn(drive.clone())?);
+            berth.thread = Some(spawn(drive.clone()).inspect_err(|_| drive.abandon())?);
         }
         berth.drive = Some(drive);
         *running += 1;
-        // Not before somebody runs it: nobody else would look into the inbox.
-        self.shared.inboxes.open(index, waker);
         threads.share_cores();
         Ok(())
     }
@@ -461,6 +461,42 @@ mod tests {
         for peer in &mut peers {
             assert_eq!(peer.read(&mut [0]).unwrap(), 0);
         }
+    }
+
+    #[test]
+    fn the_inbox_of_a_poll_that_dies_in_its_first_turn_is_closed() {
+        const DIED: usize = 2;
+        const SUBMISSION_BACKLOGGED: usize = 33;
+        let driving = Driving { driver: Driver::Thread, busy_poll: Duration::ZERO };
+        for _ in 0..20 {
+            let words = words(64 + 2 * 8 * 8 + 8 * 24);
+            // The first turn rings for this word.
+            words[SUBMISSION_BACKLOGGED].store(1, Ordering::Relaxed);
+            let border = Border::new(words, 8, 8).unwrap();
+            let doorbell = Doorbell::new(&crate::tests::words(1)[0], Arc::new(|| panic!("on purpose")));
+            let (table, pins) = (BlockTable::new(8 << 20), PinTable::new());
+            let manager = PollManager::start(&[border], &doorbell, &table, &pins, driving).unwrap();
+            until("it has died", || words[DIED].load(Ordering::Acquire) == 1);
+            assert!(manager.stop(PATIENCE));
+            assert!(manager.shared.inboxes.offer(0, Command::CloseListener(0)).is_some());
+        }
+    }
+
+    #[cfg(feature = "fault")]
+    #[test]
+    fn a_fault_of_its_thread_closes_the_inbox_of_a_poll_that_may_be_added_later() {
+        use crate::sys::fault::{direct, parse, Script};
+
+        let manager = start(1);
+        let border = Border::new(words(64 + 2 * 8 * 8 + 8 * 24), 8, 8).unwrap();
+        let script = Script::new(parse("pthread_create:1:EAGAIN").unwrap());
+        direct(std::thread::current().id(), Some(Arc::new(script)));
+        assert_eq!(manager.add(border).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        direct(std::thread::current().id(), None);
+        assert!(manager.shared.inboxes.offer(1, Command::CloseListener(0)).is_some());
+        assert!(manager.shared.inboxes.offer(0, Command::CloseListener(0)).is_none());
+        manager.add(border).unwrap();
+        assert!(manager.shared.inboxes.offer(1, Command::CloseListener(0)).is_none());
     }
 
     #[test]

@@ -15,7 +15,8 @@ use crate::sys;
 /// Starts the thread of a poll. It runs the poll's turns whenever it has the helm, and ends when the poll is stopped or
 /// cannot go on.
 pub(crate) fn spawn(drive: Arc<Drive>) -> Result<JoinHandle<()>> {
-    Builder::new().name(format!("netpoll-{}", drive.index)).spawn(move || attend(&drive))
+    let builder = Builder::new().name(format!("netpoll-{}", drive.index));
+    sys::through("pthread_create", || builder.spawn(move || attend(&drive)))
 }
 
 fn attend(drive: &Drive) {
