@@ -52,7 +52,8 @@ fn take_turn(drive: &Drive, driven: &mut Driven) -> Result<Side> {
     }
     let next = driven.next_side(drive, turn.load, Side::Thread, now);
     if next == Side::Thread && !looks_again(drive, driven, turn, now)? {
-        driven.poll.wait(turn, now)?;
+        // What has been due since the turn began is not waited for.
+        driven.poll.wait(turn, Instant::now())?;
     }
     Ok(next)
 }
@@ -86,6 +87,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::acceptor::REST;
     use crate::block::BlockTable;
     use crate::border::{Border, Doorbell};
     use crate::connection::Limits;
@@ -124,11 +126,7 @@ mod tests {
             words: &'static [AtomicU32],
             rung: impl Fn(&Drive, &Inboxes) + Send + Sync + 'static,
         ) -> Running {
-            let border = Border::new(words, 8, 1).unwrap();
-            let mio = mio::Poll::new().unwrap();
-            let waker = mio::Waker::new(mio.registry(), Subject::Waker.mio()).unwrap();
-            let inboxes = Arc::new(Inboxes::new(border.slots()));
-            inboxes.open(0, waker);
+            let inboxes = Arc::new(Inboxes::new(1));
             let scheduled = &crate::tests::words(1)[0];
             let (ringing, bell) = channel();
             let (stopping, woken) = (Arc::new(OnceLock::<Weak<Drive>>::new()), inboxes.clone());
@@ -138,21 +136,7 @@ mod tests {
                 ringing.send(()).unwrap();
             };
             let doorbell = Doorbell::new(scheduled, Arc::new(ring));
-            let (table, pins) = (BlockTable::new(8 << 20), PinTable::new());
-            let shared = Shared {
-                table,
-                pins,
-                inboxes: inboxes.clone(),
-                handover: Arc::default(),
-                doorbell: doorbell.clone(),
-                zero_copy: Arc::default(),
-            };
-            let (sender, done) = channel();
-            let outside = Outside { border, doorbell, counters: Arc::default(), done: sender };
-            let descriptor = mio.as_raw_fd();
-            let poll = Poll::new(0, mio, border, shared, Arc::default()).unwrap();
-            let driven = Driven::new(poll, Duration::ZERO, Instant::now());
-            let drive = Arc::new(Drive::new(0, descriptor, driven, Driver::Thread, outside));
+            let (drive, done) = drive(words, inboxes.clone(), doorbell, Duration::ZERO);
             stopping.set(Arc::downgrade(&drive)).unwrap();
             let thread = spawn(drive.clone()).unwrap();
             Running { words, scheduled, inboxes, drive, bell, done, thread }
@@ -160,12 +144,7 @@ mod tests {
 
         /// A client that has been accepted.
         fn connect(&self) -> TcpStream {
-            let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
-            let listener = Arc::new(Listener::bind(0, "tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap());
-            let address = SocketAddr::from(([127, 0, 0, 1], listener.endpoint.port));
-            self.inboxes.send(0, Command::Serve(listener, Arc::new(Server::new(0, limits, 0, true))));
-            let client = TcpStream::connect(address).unwrap();
-            client.set_read_timeout(Some(PATIENCE)).unwrap();
+            let (_, client) = client(&self.inboxes);
             self.bell.recv_timeout(PATIENCE).unwrap();
             self.scheduled.store(0, Ordering::SeqCst);
             client
@@ -174,6 +153,75 @@ mod tests {
         fn has_died(&self) -> bool {
             self.words[DIED].load(Ordering::Acquire) == 1
         }
+    }
+
+    /// A poll that its thread is to run, and what tells when it has ended.
+    fn drive(
+        words: &'static [AtomicU32],
+        inboxes: Arc<Inboxes>,
+        doorbell: Doorbell,
+        busy_poll: Duration,
+    ) -> (Arc<Drive>, Receiver<()>) {
+        let border = Border::new(words, 8, 1).unwrap();
+        let mio = mio::Poll::new().unwrap();
+        inboxes.open(0, mio::Waker::new(mio.registry(), Subject::Waker.mio()).unwrap());
+        let shared = Shared {
+            table: BlockTable::new(8 << 20),
+            pins: PinTable::new(),
+            inboxes,
+            handover: Arc::default(),
+            doorbell: doorbell.clone(),
+            zero_copy: Arc::default(),
+        };
+        let (sender, done) = channel();
+        let outside = Outside { border, doorbell, counters: Arc::default(), done: sender };
+        let descriptor = mio.as_raw_fd();
+        let poll = Poll::new(0, mio, border, shared, Arc::default()).unwrap();
+        let driven = Driven::new(poll, busy_poll, Instant::now());
+        (Arc::new(Drive::new(0, descriptor, driven, Driver::Thread, outside)), done)
+    }
+
+    /// A client that the poll is to accept, and where.
+    fn client(inboxes: &Inboxes) -> (SocketAddr, TcpStream) {
+        let limits = Limits { read_high_water_mark: 1, idle_timeout: None, write_timeout: None };
+        let listener = Arc::new(Listener::bind(0, "tcp", "127.0.0.1:0", &ListenOptions::PLAIN).unwrap());
+        let address = SocketAddr::from(([127, 0, 0, 1], listener.endpoint.port));
+        inboxes.send(0, Command::Serve(listener, Arc::new(Server::new(0, limits, 0, true))));
+        let client = TcpStream::connect(address).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        (address, client)
+    }
+
+    #[test]
+    fn a_deadline_that_has_come_while_the_poll_looked_for_work_is_not_waited_for_again() {
+        let inboxes = Arc::new(Inboxes::new(1));
+        let doorbell = Doorbell::new(&words(1)[0], Arc::new(|| ()));
+        let (drive, _done) = drive(words(WORDS), inboxes.clone(), doorbell, PATIENCE);
+        drive.may_spin.store(true, Ordering::Relaxed);
+        let (address, _client) = client(&inboxes);
+        // There is no slot for it, so the listener rests, again and again.
+        let _waiting = TcpStream::connect(address).unwrap();
+        let is_prompt = drive.helm.steer(Side::Thread, |driven| {
+            while driven.poll.turn(Instant::now(), Budget::default()).unwrap().load.arrivals == 0 {}
+            // Its thread may be kept from its core for so long, but not each time.
+            (0..10).any(|_| {
+                let (begun, due) = loop {
+                    let begun = Instant::now();
+                    let due = driven.poll.turn(begun, Budget::default()).unwrap().next_deadline;
+                    if let Some(due) = due.filter(|due| *due - begun > REST / 2) {
+                        break (begun, due - begun);
+                    }
+                };
+                // Much has come of late, so that it looks for more.
+                for _ in 0..30 {
+                    driven.busy.rest(true, begun);
+                }
+                take_turn(&drive, driven).unwrap();
+                assert!(begun.elapsed() >= due, "nothing else ends the wait");
+                begun.elapsed() < due * 3 / 2
+            })
+        });
+        assert_eq!(is_prompt, Some(true));
     }
 
     #[test]
