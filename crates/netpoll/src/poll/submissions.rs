@@ -10,7 +10,8 @@ use crate::record::{Cause, Submission};
 use crate::token::Token;
 
 impl Poll {
-    pub(super) fn take_submissions(&mut self, now: Instant, budget: u32) -> bool {
+    /// True when there are more than so many.
+    pub(crate) fn take_submissions(&mut self, now: Instant, budget: u32) -> bool {
         for _ in 0..budget {
             let Some(record) = self.submissions.take() else { break };
             if !Submission::decode(&record).is_some_and(|submission| self.submit(submission, now)) {
