@@ -3,6 +3,7 @@
 import { createHash } from 'node:crypto'
 import { once } from 'node:events'
 import { readdirSync, readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import net from 'node:net'
 import { setImmediate } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
@@ -132,6 +133,16 @@ test.serial('setLoadBalance() of another kind throws ERR_INVALID_ARG_VALUE', (t)
   for (const kind of ['', 'ROUND-ROBIN', undefined, 1, null]) {
     t.throws(() => setLoadBalance(kind), { code: 'ERR_INVALID_ARG_VALUE' })
   }
+})
+
+test.serial('memory that JavaScript could take away is none for a poll', (t) => {
+  const { environment } = createRequire(import.meta.url)('../dist/environment.js')
+  const { native, polls } = environment()
+  const { length } = polls[0].words
+  t.throws(() => native.addPoll(new Int32Array(length)), { code: 'InvalidArg', message: /shared/ })
+  const short = new Int32Array(new SharedArrayBuffer(4 * length - 4))
+  t.throws(() => native.addPoll(short), { code: 'InvalidArg' })
+  t.is(stats().polls.length, 1)
 })
 
 test.serial('polls, their threads and descriptors come and go', async (t) => {

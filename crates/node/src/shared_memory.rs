@@ -13,14 +13,18 @@ use crate::status::check;
 
 /// The bytes of a typed array.
 pub(crate) fn bytes_of(env: sys::napi_env, array: sys::napi_value) -> Result<(*mut u8, usize)> {
-    let mut kind = 0;
-    let mut length = 0;
-    let mut data = ptr::null_mut();
+    parts_of(env, array).map(|(bytes, _)| bytes)
+}
+
+/// The bytes of a typed array, and its buffer.
+fn parts_of(env: sys::napi_env, array: sys::napi_value) -> Result<((*mut u8, usize), sys::napi_value)> {
+    let (mut kind, mut length) = (0, 0);
+    let (mut data, mut buffer) = (ptr::null_mut(), ptr::null_mut());
     // SAFETY: env and array are those of the running call; the out-pointers are valid for it, and null
-    // says that buffer and offset are not wanted.
+    // says that the offset is not wanted.
     let status = unsafe {
-        let (buffer, offset) = (ptr::null_mut(), ptr::null_mut());
-        sys::napi_get_typedarray_info(env, array, &mut kind, &mut length, &mut data, buffer, offset)
+        let offset = ptr::null_mut();
+        sys::napi_get_typedarray_info(env, array, &mut kind, &mut length, &mut data, &mut buffer, offset)
     };
     check(status, "napi_get_typedarray_info")?;
     let size = match kind {
@@ -28,7 +32,7 @@ pub(crate) fn bytes_of(env: sys::napi_env, array: sys::napi_value) -> Result<(*m
         sys::TypedarrayType::uint8_array => 1,
         _ => return Err(Error::new(Status::InvalidArg, "an Int32Array or a Uint8Array is needed")),
     };
-    Ok((data.cast(), length * size))
+    Ok(((data.cast(), length * size), buffer))
 }
 
 /// What an environment holds until its end. Node lets go of values then, but not of the references to them.
@@ -70,15 +74,25 @@ pub(crate) fn words_of(
     array: sys::napi_value,
     holds: &Holds,
 ) -> Result<&'static [AtomicU32]> {
-    let (data, bytes) = bytes_of(env, array)?;
-    if data.is_null() || !data.cast::<AtomicU32>().is_aligned() {
-        return Err(Error::new(Status::InvalidArg, "the words must be there and aligned"));
+    let ((data, bytes), buffer) = parts_of(env, array)?;
+    if data.is_null() || !data.cast::<AtomicU32>().is_aligned() || !is_shared(env, buffer)? {
+        return Err(Error::new(Status::InvalidArg, "the words must be there, aligned and shared"));
     }
     holds.add(hold(env, array)?);
-    // SAFETY: the strong reference keeps the memory until the cleanup hook has joined the polls, a SharedArrayBuffer
-    // cannot be detached, and every user of the words is gone then (see `Environment`). JavaScript
+    // SAFETY: the strong reference keeps the memory until the polls have been joined, by the cleanup hook or because
+    // they could not be started, and every user of the words is gone then (see `Environment`). It is that of a
+    // SharedArrayBuffer, as has been looked at, which can neither be detached nor become shorter. JavaScript
     // uses them as 32-bit words too, so all accesses are atomic or ordered by atomic ones.
     Ok(unsafe { std::slice::from_raw_parts(data.cast(), bytes / 4) })
+}
+
+/// Whether the buffer of a typed array is a SharedArrayBuffer.
+fn is_shared(env: sys::napi_env, buffer: sys::napi_value) -> Result<bool> {
+    let mut is_own = true;
+    // SAFETY: env and buffer are those of the running call; the out-pointer is valid for it.
+    let status = unsafe { sys::napi_is_arraybuffer(env, buffer, &mut is_own) };
+    check(status, "napi_is_arraybuffer")?;
+    Ok(!is_own)
 }
 
 /// Keeps a value alive until `let_go`.
