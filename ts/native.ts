@@ -139,9 +139,9 @@ export interface NativeEnvironment {
   /** Ends a poll that is empty (RETIRED is 1); all that was published before is still taken. */
   endPoll(poll: number): void
   setLoadBalance(kind: string): void
-  /** What a poll that the loop drives is to send is sent before this returns. */
   /** `'off'` until then. */
   setZeroCopy(kind: string): void
+  /** What a poll that the loop drives is to send is sent before this returns. */
   wake(poll: number): void
   /** A poll that the loop drives notices ends that have come: the status table tells of them. */
   look(poll: number): void

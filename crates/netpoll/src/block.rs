@@ -52,7 +52,9 @@ const MAX_TABLE: u64 = 1 << 40;
 pub struct BlockTable {
     /// Filled from the front and never emptied, so that looking one up takes no lock. There is room for
     /// all that can be needed: a size maps another chunk only when all blocks of its chunks are out, and
-    /// what is out never exceeds `max_memory`.
+    /// what is out never exceeds `max_memory`. A chunk that gives its pages back (`Stock::put`) has none to
+    /// give meanwhile, so there may be one more for each thread that is at that; should there be no room for
+    /// it, there is no memory at that moment.
     chunks: Box<[OnceLock<Arc<Chunk>>]>,
     /// How many of `chunks` have been given to someone to fill.
     mapped: AtomicUsize,

@@ -136,8 +136,9 @@ impl Inboxes {
     /// The poll is gone: what it has not taken.
     pub(crate) fn close(&self, poll: usize) -> Vec<Command> {
         let Some(inbox) = self.get(poll) else { return Vec::new() };
+        let mut letters = inbox.letters();
         inbox.is_accepting.store(false, Ordering::Relaxed);
-        std::mem::take(&mut *inbox.letters()).commands
+        std::mem::take(&mut *letters).commands
     }
 
     pub(crate) fn set_balance(&self, balance: LoadBalance) {

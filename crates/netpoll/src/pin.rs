@@ -64,13 +64,15 @@ impl PinTable {
     }
 
     /// How many pins are not vacant.
-    pub fn len(&self) -> usize {
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn len(&self) -> usize {
         let slots = self.slots();
         slots.all.len() - slots.vacant.len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 

@@ -51,9 +51,10 @@ enum Handle {
     Function(sys::napi_threadsafe_function),
 }
 
-// SAFETY: `ring` alone is called from other threads, and uses `handle` alone: uv_async_send and
-// napi_call_threadsafe_function may be called from any. The handle lives until the environment's cleanup, and
-// `Environment` joins every thread that rings before that.
+// SAFETY: `ring` alone is called from other threads. It reads `home`, which never changes, and `attends`, which is
+// atomic, and uses `handle`: uv_async_send and napi_call_threadsafe_function may be called from any thread. The handle
+// is there before any poll is, and until the environment's cleanup, or it could not be made: `Environment` has joined
+// every thread that rings before that.
 unsafe impl Send for Bell {}
 // SAFETY: as above.
 unsafe impl Sync for Bell {}

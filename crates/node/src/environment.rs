@@ -264,8 +264,10 @@ impl Environment {
             return Ok(-1.0);
         }
         let reference = hold(env.raw(), bytes.raw()).inspect_err(|_| self.table.discharge(length as u64))?;
-        // SAFETY: the reference keeps the bytes until `unpin`, which JavaScript calls only in answer to
-        // UNPIN, when no poll uses them any more. Whoever detaches them before breaks the API's promise.
+        // SAFETY: the reference keeps the bytes until `unpin`, which JavaScript calls only in answer to UNPIN, when no
+        // poll uses them any more. But it does not keep a user from transferring or shrinking their ArrayBuffer; the
+        // documentation of `Writer.writeBinary` forbids that until they are sent. Nothing here reads them: it is the
+        // kernel that would send what lies there by then, if anything does, or fail with EFAULT.
         let pin = unsafe { self.pins.insert(start, length) };
         lock(&self.pinned).insert(pin, Pinned { reference, bytes: length as u64 });
         Ok(f64::from(pin))
