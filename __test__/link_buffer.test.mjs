@@ -7,9 +7,8 @@ import { randomBytes } from 'node:crypto'
 import { PassThrough, Readable, Writable } from 'node:stream'
 import { buffer as all } from 'node:stream/consumers'
 import { setImmediate } from 'node:timers/promises'
-import { setFlagsFromString } from 'node:v8'
-import { runInNewContext } from 'node:vm'
 import { LinkBuffer, readerFrom, stats, toReadable, toWritable, writerFrom } from '../index.js'
+import { collected, gc } from './fixtures/garbage.mjs'
 import { leaksNothing, pair, settled, take, until } from './fixtures/peer.mjs'
 
 const KIB = 1 << 10
@@ -18,9 +17,6 @@ const BLOCK = 64 * KIB
 const SHORT = { code: 'ERR_NETPOLL_SHORT_READ' }
 const CLOSED = { code: 'ERR_NETPOLL_CONN_CLOSED' }
 const RANGE = { code: 'ERR_OUT_OF_RANGE' }
-
-setFlagsFromString('--expose-gc')
-const gc = runInNewContext('gc')
 
 /** Closes it when the test has ended, as `using` would. */
 function own(t, buffer) {
@@ -606,15 +602,6 @@ function replace(t, object, name, method) {
   object[name] = method
   t.teardown(() => void (object[name] = before))
   return before
-}
-
-/** Collects garbage until `condition`. */
-async function collected(condition) {
-  await until(async () => {
-    gc()
-    await settled()
-    return condition()
-  })
 }
 
 /** In a function of its own, so that nothing refers to the LinkBuffer any more. */

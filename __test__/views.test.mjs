@@ -3,7 +3,8 @@
 import test from 'ava'
 import { createHash, randomBytes } from 'node:crypto'
 import { stats } from '../index.js'
-import { connect, deferred, outcome, pair, send, serve, take, until } from './fixtures/peer.mjs'
+import { collected } from './fixtures/garbage.mjs'
+import { connect, deferred, outcome, pair, send, serve, settled, take, until } from './fixtures/peer.mjs'
 
 const KIB = 1 << 10
 const MIB = 1 << 20
@@ -144,6 +145,95 @@ test('what is unread when a connection without onRequest ends can be read, views
   const halves = [reader.next(100 * KIB), reader.readBinary(200 * KIB)]
   t.true(Buffer.concat(halves).equals(sent))
   t.throws(() => reader.next(1), { code: 'ERR_NETPOLL_SHORT_READ' })
+})
+
+/** What ends a connection without its program, which has read and holds views: with which options, and how. */
+const ENDED_BY = {
+  ERR_NETPOLL_IDLE_TIMEOUT: [{}, ({ connection }) => connection.setIdleTimeout(1)],
+  ERR_NETPOLL_WRITE_TIMEOUT: [
+    {},
+    ({ connection, writer }) => {
+      connection.setWriteTimeout(1)
+      writer.malloc(32 * MIB)
+      writer.flush()
+    },
+  ],
+  ERR_NETPOLL_OUTPUT_LIMIT: [
+    { maxPendingBytes: MIB },
+    ({ writer }) => {
+      try {
+        writer.malloc(2 * MIB)
+      } catch {}
+    },
+  ],
+  ERR_NETPOLL_INPUT_LIMIT: [
+    { maxReadBytes: 512 * KIB },
+    async ({ reader, peer }) => {
+      peer.write(Buffer.alloc(512 * KIB))
+      await reader.waitUntil('not to be found').catch(() => undefined)
+    },
+  ],
+  'the shutdown of its loop': [{}, ({ server }) => server.loop.shutdown()],
+  "its peer's FIN": [{}, ({ peer, connection }) => void (peer.end(), connection.end())],
+  "its peer's RST": [{}, ({ peer }) => peer.resetAndDestroy()],
+}
+
+for (const [what, [options, end]] of Object.entries(ENDED_BY)) {
+  test(`views outside of handlers stay what they are when ${what} ends the connection`, async (t) => {
+    const both = await pair(t, options)
+    const sent = randomBytes(256 * KIB)
+    await bring(both, sent)
+    const views = [both.reader.next(100 * KIB), both.reader.peek(156 * KIB)]
+    await end(both)
+    await both.connection.closed
+    await traffic(t)
+    t.true(Buffer.concat(views).equals(sent))
+  })
+
+  test.serial(`views that were forgotten when ${what} ends the connection are given back`, async (t) => {
+    await settled()
+    const { blocksOut } = stats()
+    // What is to be torn down refers to the connection.
+    const teardowns = []
+    const forget = async () => {
+      const both = await pair({ teardown: (step) => teardowns.push(step) }, options)
+      await bring(both, randomBytes(256 * KIB))
+      both.reader.next(256 * KIB)
+      await end(both)
+      await both.connection.closed
+    }
+    await Promise.all(Array.from({ length: 8 }, forget))
+    await Promise.all(teardowns.splice(0).map((step) => step()))
+    t.true(stats().blocksOut >= blocksOut + 8)
+    await collected(() => stats().blocksOut <= blocksOut + 1)
+  })
+}
+
+test('a view that was taken after a handler stays what it is when the peer ends the connection', async (t) => {
+  const both = await pair(t)
+  const called = deferred()
+  both.connection.setOnRequest(() => called.resolve())
+  const sent = randomBytes(256 * KIB)
+  both.peer.write(sent)
+  await called.promise
+  await both.reader.waitRead(sent.length)
+  const view = both.reader.next(sent.length)
+  both.peer.end()
+  await both.connection.closed
+  await traffic(t)
+  t.true(view.equals(sent))
+})
+
+test.serial('release() gives views back also after a limit has ended the connection', async (t) => {
+  await settled()
+  const { blocksOut } = stats()
+  const both = await pair(t)
+  await bring(both, randomBytes(256 * KIB))
+  both.reader.next(256 * KIB)
+  both.connection.setIdleTimeout(1)
+  await both.connection.closed
+  t.throws(() => both.reader.release(), { code: 'ERR_NETPOLL_IDLE_TIMEOUT' })
+  await until(() => stats().blocksOut <= blocksOut + 1)
 })
 
 for (const size of [16 * KIB, 64 * KIB, MIB, 3 * MIB]) {

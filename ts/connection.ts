@@ -188,13 +188,13 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
 
   /** Stops reading, sends the pending output and a FIN, and frees the descriptor. Unflushed bytes are dropped. */
   close(): void {
-    if ((this.state & State.CLOSING) === 0) this.shut(Submission.CLOSE, 'ERR_NETPOLL_CONN_CLOSED')
+    if ((this.state & State.CLOSING) === 0) this.leave(Submission.CLOSE)
   }
 
   /** Drops the pending output too, and sends a RST. */
   reset(): void {
     if ((this.state & State.RESET) !== 0) return
-    if ((this.state & State.CLOSING) === 0) this.shut(Submission.RESET, 'ERR_NETPOLL_CONN_CLOSED')
+    if ((this.state & State.CLOSING) === 0) this.leave(Submission.RESET)
     else this.put(Submission.RESET, 0, 0, 0)
     this.state |= State.RESET
   }
@@ -211,7 +211,7 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     if ((this.state & State.STREAMED) !== 0) return Promise.reject(streamed())
     const detachment = new Detachment(this.input)
     this.extra().detachment = detachment
-    this.shut(Submission.DETACH, 'ERR_NETPOLL_CONN_CLOSED')
+    this.leave(Submission.DETACH)
     return detachment.promise
   }
 

@@ -350,7 +350,7 @@ export class ConnectionDuplex extends Duplex {
     this.#wanted = false
     const connection = this.#connection
     // Sent is what the kernel takes at once, as net's socket has tried to send it before.
-    if (this.#isOpen) connection.shut(Submission.CLOSE, 'ERR_NETPOLL_CONN_CLOSED', 1)
+    if (this.#isOpen) connection.leave(Submission.CLOSE, 1)
     callback(error)
     this.#onClosed = () => {
       this.#onClosed = null

@@ -1,4 +1,5 @@
 import { NetpollError } from './errors.js'
+import { Estate } from './estate.js'
 import type { Lifecycle } from './lifecycle.js'
 import { foreignBlock } from './memory.js'
 import { Submission, Timer } from './record.js'
@@ -33,8 +34,8 @@ export class Input extends WaitingReader {
   }
 
   override release(): void {
-    if (this.refusal !== '') throw new NetpollError(this.refusal)
     this.endViews()
+    if (this.refusal !== '') throw new NetpollError(this.refusal)
     this.credit()
     if (this.connection.poll.scarce) this.settle()
     this.connection.inputConsumed()
@@ -122,9 +123,21 @@ export class Input extends WaitingReader {
     if (this.wanted !== this.isWanted() || this.consumed !== this.credited) this.grant(this.mark)
   }
 
-  /** The connection is gone: what is unread stays readable, but no block stays out for it. */
-  rescue(): void {
-    if (this.unread === 0) return
+  /** Nobody will want what is unread; views of it may be out. */
+  drop(): void {
+    if (this.unread !== 0) this.skip(this.unread)
+  }
+
+  /**
+   * The connection is gone: what is unread stays readable, but no block stays out for it, and none for views that are
+   * forgotten.
+   */
+  bequeath(): void {
+    if (this.unread !== 0) this.rescue()
+    if (this.viewed) this.leaveTo(new Estate(this.memory, null))
+  }
+
+  private rescue(): void {
     const size = this.unread
     const block = foreignBlock(Buffer.allocUnsafeSlow(size))
     this.copyTo(block.bytes, 0, size)

@@ -259,7 +259,7 @@ export class Lifecycle<Ctx = unknown> {
     if ((this.state & State.CLOSING) !== 0) return
     if (this.loop.stopping) return shutDown(this.self)
     if ((this.state & State.PEER_ENDED) === 0 || !this.inputIsSpent()) return
-    if (this.onRequest !== undefined && this.input !== null) this.input.clear()
+    if (this.onRequest !== undefined && this.input !== null) this.input.drop()
     if (this.loop.limits.allowHalfOpen || (this.state & (State.ENDED | State.ANSWERED)) !== 0) return
     this.put(Submission.END, 0, 0, 0)
     this.state |= State.ANSWERED
@@ -311,7 +311,7 @@ export class Lifecycle<Ctx = unknown> {
     this.state &= ~(State.BUSY | State.CONNECTING)
     const ended = !this.isActive()
     if ((this.state & State.CLOSING) === 0) this.shut(Submission.CLOSE, 'ERR_NETPOLL_CONN_CLOSED')
-    else if (this.input !== null) this.input.endViews()
+    if (this.input !== null) this.input.endViews()
     this.report(error, rejected, ended)
   }
 
@@ -337,8 +337,8 @@ export class Lifecycle<Ctx = unknown> {
     const callbacks = extras?.closeCallbacks
     if (callbacks) while (callbacks.length !== 0) this.notify(() => callbacks.pop()!(this.self))
     if (input !== null) {
-      if (this.onRequest === undefined) input.rescue()
-      else input.clear()
+      if (this.onRequest !== undefined) input.drop()
+      input.bequeath()
     }
     if ((this.state & State.ACKNOWLEDGED) === 0) this.acknowledge()
     extras?.resolveClosed?.()
@@ -365,7 +365,16 @@ export class Lifecycle<Ctx = unknown> {
 
   // ---- the end
 
-  /** @internal Our own end, or a limit's. What the kernel has not taken yet still goes out, except for RESET. */
+  /** @internal The program's own end: that of its views too. Those of a handler that still runs wait for its end. */
+  leave(kind: Submission.CLOSE | Submission.RESET | Submission.DETACH, drop = 0): void {
+    this.shut(kind, 'ERR_NETPOLL_CONN_CLOSED', drop)
+    if (this.input !== null && (this.state & State.BUSY) === 0) this.input.endViews()
+  }
+
+  /**
+   * @internal Of whoever ends it. What the kernel has not taken yet still goes out, except for RESET. Views stay what
+   * they are: the program may be using them where no handler runs, and did not choose the moment.
+   */
   shut(kind: Submission.CLOSE | Submission.RESET | Submission.DETACH, code: ErrorCode, drop = 0): void {
     this.put(kind, drop, 0, 0)
     this.state |= State.CLOSING | (kind === Submission.RESET ? State.RESET : 0)
@@ -375,8 +384,6 @@ export class Lifecycle<Ctx = unknown> {
     const { input } = this
     if (input === null) return
     input.refuse(code)
-    // The views of a handler that still runs stay what they are until it ends.
-    if ((this.state & State.BUSY) === 0) input.endViews()
     input.rejectWait(this.failure())
   }
 
