@@ -58,6 +58,36 @@ for (const kind of ['synchronous', 'asynchronous']) {
   })
 }
 
+for (const kind of ['synchronous', 'asynchronous']) {
+  test(`${kind} handlers that set another one each time and consume nothing do not spin`, async (t) => {
+    let calls = 0
+    const seen = []
+    const look = (connection) => {
+      calls++
+      const { reader } = connection
+      if (reader.length >= 4) seen.push(reader.readString(4))
+      // A spin would never let the test fail.
+      else if (calls < 1000) connection.setOnRequest((again) => look(again))
+      return kind === 'synchronous' ? undefined : Promise.resolve()
+    }
+    const { port, stop } = serve(look)
+    t.teardown(stop)
+    const peer = await connect(port)
+    const counts = []
+    for (const byte of 'abc') {
+      calls = 0
+      await send(peer, byte)
+      await until(() => calls >= 17)
+      await settled()
+      counts.push(calls)
+    }
+    t.deepEqual(counts, [17, 17, 17])
+    await send(peer, 'defgh')
+    await until(() => seen.length === 2)
+    t.deepEqual(seen, ['abcd', 'efgh'])
+  })
+}
+
 test('while a request is pending, the handler set from outside waits for it and gets what is left', async (t) => {
   const { connection, peer } = await pair(t)
   const [entered, leave] = [deferred(), deferred()]

@@ -113,7 +113,8 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
 
   /**
    * Replaces the handler from the next call on, also from within it; bytes that are here count as new for it, except
-   * for a handler that sets itself.
+   * for a handler that sets itself. Of handlers that set one another while none consumes anything, the 17th waits until
+   * more comes.
    */
   setOnRequest(onRequest: OnRequest<Ctx>): void {
     callback(onRequest, 'onRequest')
@@ -122,6 +123,7 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     // Otherwise a handler that leaves bytes and sets itself would be called for them forever.
     if (onRequest === this.onRequest && (this.state & State.BUSY) !== 0) return
     this.onRequest = onRequest
+    if ((this.state & State.BUSY) !== 0 && this.input?.hop() === false) return
     this.state |= State.NEWS
     this.enqueue()
   }

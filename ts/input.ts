@@ -9,6 +9,9 @@ import { WaitingReader } from './wait.js'
 /** Unread bytes up to this many move to a block of the connection, so that the poll's shared one can go back. */
 const OWN_BLOCK = 4096
 
+/** Handlers that may hand the same bytes on to one another, before it is taken for a spin. */
+const MAX_HOPS = 16
+
 /** The Reader of a connection: what the poll delivers, the waits, and the credit that lets the poll read on. */
 export class Input extends WaitingReader {
   readTimeout: number
@@ -25,6 +28,9 @@ export class Input extends WaitingReader {
   private stalledAt = 0
   /** What the poll was last told of wantsMore(). */
   private wanted = false
+  /** Handlers that others have set since `consumed` + `received` is `hopsAt`. */
+  private hops = 0
+  private hopsAt = 0
 
   constructor(private readonly connection: Lifecycle) {
     super(connection.poll.memory)
@@ -93,6 +99,14 @@ export class Input extends WaitingReader {
     else this.credit()
     this.watchRest()
     return consumed
+  }
+
+  /** A handler has set another one; false when too many did since something was consumed or came. */
+  hop(): boolean {
+    const progress = (this.consumed + this.received) | 0
+    if (progress !== this.hopsAt) this.hops = 0
+    this.hopsAt = progress
+    return ++this.hops <= MAX_HOPS
   }
 
   /** Gives the bytes that a handler has left, or that pause() has held back, the read timeout to see progress. */
