@@ -79,6 +79,104 @@ test('a FIN behind paused bytes waits for them', async (t) => {
   t.deepEqual(calls, ['x', 'disconnect'])
 })
 
+/**
+ * A connection whose descriptor is closed while it was paused, and before onRequest has seen what has come: when a send
+ * fails, that is delivered in any case.
+ */
+async function endedWhilePaused(t) {
+  const calls = []
+  let connection
+  const server = serve(({ reader }) => void calls.push(reader.readString(reader.length)), {
+    onPrepare(prepared) {
+      connection = prepared
+      connection.pause()
+    },
+    onDisconnect: () => void calls.push('disconnect'),
+  })
+  t.teardown(server.stop)
+  const socket = await connect(server.port)
+  await settled()
+  socket.write('last words')
+  socket.resetAndDestroy()
+  connection.writer.writeString('hello?')
+  connection.writer.flush()
+  await until(() => server.loop.connections === 0, 'it is closed')
+  await settled()
+  t.deepEqual(calls, [])
+  return { connection, calls, server }
+}
+
+test('bytes that came before the end of a paused connection wait for resume(), and the callbacks for them', async (t) => {
+  const { connection, calls } = await endedWhilePaused(t)
+  connection.resume()
+  await connection.closed
+  t.deepEqual(calls, ['last words', 'disconnect'])
+})
+
+const WAITS_NO_MORE = {
+  'close()': ({ connection }) => connection.close(),
+  'reset()': ({ connection }) => connection.reset(),
+  'the shutdown of its loop': ({ server }) => server.loop.shutdown(),
+  'reading it outside of the handler': ({ connection: { reader } }) => reader.skip(reader.length),
+}
+
+for (const [what, end] of Object.entries(WAITS_NO_MORE)) {
+  test(`a paused connection that the peer has ended waits no more after ${what}`, async (t) => {
+    const ended = await endedWhilePaused(t)
+    await end(ended)
+    await ended.connection.closed
+    t.deepEqual(ended.calls, ['disconnect'])
+  })
+}
+
+test('a connection that ends while a loop that shuts down waits for its handler does not wait for resume()', async (t) => {
+  const [entered, leave, disconnected] = [deferred(), deferred(), deferred()]
+  const server = serve(
+    (connection) => {
+      connection.pause()
+      entered.resolve(connection)
+      return leave.promise
+    },
+    { onDisconnect: disconnected.resolve },
+  )
+  t.teardown(server.stop)
+  const socket = await connect(server.port)
+  await send(socket, 'request')
+  const { writer } = await entered.promise
+  await settled()
+  socket.write('last words')
+  socket.resetAndDestroy()
+  writer.writeString('hello?')
+  writer.flush()
+  await until(() => server.loop.connections === 0, 'it is closed')
+  const stopped = server.loop.shutdown()
+  leave.resolve()
+  await Promise.all([stopped, disconnected.promise])
+  t.pass()
+})
+
+test('what a handler that pauses has left waits for resume() also when both sides have ended', async (t) => {
+  const calls = []
+  let connection
+  const { port, stop } = serve(
+    (request) => {
+      connection = request
+      calls.push(request.reader.readString(1))
+      request.pause()
+    },
+    { onConnect: (connected) => connected.end(), onDisconnect: () => void calls.push('disconnect') },
+  )
+  t.teardown(stop)
+  const socket = await connect(port)
+  socket.end('ab')
+  await until(() => calls.length === 1)
+  await settled()
+  t.deepEqual(calls, ['a'])
+  connection.resume()
+  await connection.closed
+  t.deepEqual(calls, ['a', 'b', 'disconnect'])
+})
+
 test('a paused connection can be written to, and closed', async (t) => {
   const { connection, writer, peer } = await pair(t)
   connection.pause()

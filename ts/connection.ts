@@ -164,7 +164,11 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     return this.output === null ? Promise.resolve() : this.output.flushed()
   }
 
-  /** Nothing is read from the socket, and onRequest is not called, until resume(). */
+  /**
+   * Nothing is read from the socket, and onRequest is not called, until resume(). When the peer ends the connection
+   * meanwhile, bytes that came before and are new for onRequest wait for it too, and with them onDisconnect, the close
+   * callbacks and `closed`; close(), reset() and the loop's shutdown() drop them.
+   */
   pause(): void {
     this.refuse()
     if ((this.state & State.PAUSED) !== 0) return

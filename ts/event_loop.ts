@@ -20,6 +20,7 @@ import {
   type OnDisconnect,
   type OnRequest,
 } from './handlers.js'
+import { stopHeldBack } from './lifecycle.js'
 import { Listener } from './listener.js'
 import type { ServeOptions } from './native.js'
 import type { Poll } from './poll.js'
@@ -155,6 +156,7 @@ export class EventLoop {
     })
     for (const listener of this.listeners) listener.close()
     this.forEach((connection) => connection.stop())
+    stopHeldBack(this)
     if (options?.timeout !== undefined) this.cutAfter(options.timeout)
     this.checkStopped()
     return this.outcome

@@ -255,7 +255,7 @@ export class Lifecycle<Ctx = unknown> {
 
   /** Nothing is due and no handler runs. */
   private rest(): void {
-    if ((this.state & State.CLOSED) !== 0) return this.finish()
+    if ((this.state & State.CLOSED) !== 0) return this.waitsForResume() ? this.holdBack() : this.finish()
     if ((this.state & State.CLOSING) !== 0) return
     if (this.loop.stopping) return shutDown(this.self)
     if ((this.state & State.PEER_ENDED) === 0 || !this.inputIsSpent()) return
@@ -263,6 +263,20 @@ export class Lifecycle<Ctx = unknown> {
     if (this.loop.limits.allowHalfOpen || (this.state & (State.ENDED | State.ANSWERED)) !== 0) return
     this.put(Submission.END, 0, 0, 0)
     this.state |= State.ANSWERED
+  }
+
+  /** Bytes have come before the end that onRequest has not seen. */
+  private waitsForResume(): boolean {
+    const { state, input, loop } = this
+    if ((state & (State.PAUSED | State.NEWS | State.CLOSING)) !== (State.PAUSED | State.NEWS)) return false
+    return this.onRequest !== undefined && input !== null && input.unread !== 0 && !loop.stopping
+  }
+
+  /** Until resume(), the end of the loop, or our own: meanwhile no block is out for it. */
+  private holdBack(): void {
+    if (heldBack.has(this.self)) return
+    heldBack.add(this.self)
+    this.input!.bequeath()
   }
 
   /** After the peer's FIN: nobody will want what is unread. */
@@ -329,6 +343,7 @@ export class Lifecycle<Ctx = unknown> {
 
   private finish(): void {
     this.state |= State.FINISHED
+    if ((this.state & State.PAUSED) !== 0) heldBack.delete(this.self)
     const { extras, input } = this
     const onDisconnect = extras?.onDisconnect ?? this.loop.onDisconnect
     if (onDisconnect !== undefined && (this.state & State.REJECTED) === 0) {
@@ -379,6 +394,8 @@ export class Lifecycle<Ctx = unknown> {
     this.put(kind, drop, 0, 0)
     this.state |= State.CLOSING | (kind === Submission.RESET ? State.RESET : 0)
     this.ending = code
+    // One that was held back does not wait for resume() any more.
+    if ((this.state & State.CLOSED) !== 0) this.enqueue()
     if (this.output !== null) this.output.refuse(code)
     this.extras?.inquiries?.fail(this.failure())
     const { input } = this
@@ -503,4 +520,12 @@ export class Lifecycle<Ctx = unknown> {
   private get self(): Connection {
     return this as unknown as Connection
   }
+}
+
+/** Those whose descriptor is closed, with bytes for which onRequest waits until resume(). No poll knows them. */
+const heldBack = new Set<Connection>()
+
+/** @internal Of an owner that stops. */
+export function stopHeldBack(owner: Owner): void {
+  for (const connection of heldBack) if (connection.loop === owner) connection.stop()
 }
