@@ -193,6 +193,36 @@ test('Symbol.asyncDispose sends what was flushed, closes, and waits for the end'
   t.deepEqual(await got, { bytes: Buffer.from('bye'), code: '' })
 })
 
+for (const handler of ['onConnect', 'onRequest']) {
+  test(`Symbol.asyncDispose in an ${handler} that awaits it waits for the descriptor alone`, async (t) => {
+    const seen = []
+    const disconnected = deferred()
+    const { port, loop, stop } = serve(undefined, {
+      onConnect: () => undefined,
+      onPrepare(connection) {
+        const dispose = async () => {
+          connection.writer.writeString('bye')
+          connection.writer.flush()
+          await connection[Symbol.asyncDispose]()
+          seen.push(loop.connections)
+          await connection[Symbol.asyncDispose]()
+          seen.push('again')
+        }
+        if (handler === 'onConnect') connection.setOnConnect(dispose)
+        else connection.setOnRequest(dispose)
+      },
+      onDisconnect: () => disconnected.resolve(seen.push('disconnect')),
+    })
+    t.teardown(stop)
+    const peer = await connect(port)
+    peer.write('hello')
+    const { bytes } = await outcome(peer)
+    await disconnected.promise
+    t.is(String(bytes), 'bye')
+    t.deepEqual(seen, [0, 'again', 'disconnect'])
+  })
+}
+
 test('closed resolves once all callbacks have been called, asked for early or late', async (t) => {
   const { connection, peer } = await pair(t)
   const events = []

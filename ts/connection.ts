@@ -239,7 +239,10 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     return answer
   }
 
-  /** Resolves when the connection has ended and its callbacks have been called. It never rejects. */
+  /**
+   * Resolves when the connection has ended and its callbacks have been called, which a pending handler holds up: one
+   * that awaits this of its own connection never ends. It never rejects.
+   */
   get closed(): Promise<void> {
     if ((this.state & State.FINISHED) !== 0) return Promise.resolve()
     const extras = this.extra()
@@ -259,10 +262,13 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     return this
   }
 
-  /** close(), then `closed`. */
+  /** close(), then `closed`; while a handler runs, which may be the one that calls it, the end of the descriptor. */
   [Symbol.asyncDispose](): Promise<void> {
     this.close()
-    return this.closed
+    if ((this.state & State.BUSY) === 0) return this.closed
+    if ((this.state & State.CLOSED) !== 0) return Promise.resolve()
+    const extras = this.extra()
+    return (extras.freed ??= new Promise((resolve) => (extras.resolveFreed = resolve)))
   }
 
   /** What comes, as copies, until the peer's FIN or our own close(). Rejects with INVALID_STATE beside an onRequest. */

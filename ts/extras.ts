@@ -13,6 +13,9 @@ export class Extras {
   onDisconnect: OnDisconnect<unknown> | undefined = undefined
   closed: Promise<void> | null = null
   resolveClosed: (() => void) | null = null
+  /** As `closed`, but of the descriptor alone. */
+  freed: Promise<void> | null = null
+  resolveFreed: (() => void) | null = null
   /** What becomes of a handler's promise. */
   fulfilled: ((value: unknown) => void) | null = null
   rejected: ((error: unknown) => void) | null = null

@@ -121,6 +121,7 @@ export class Lifecycle<Ctx = unknown> {
     this.state |= State.CLOSED
     this.poll.connections[this.slot] = null
     if (this.output !== null) this.output.end()
+    this.extras?.resolveFreed?.()
     if ((this.state & State.UNREFED) === 0) this.poll.environment.release()
     this.loop.connectionClosed()
   }
