@@ -245,6 +245,29 @@ test.serial(
   },
 )
 
+test.serial(
+  'what a handler writes after the end and does not flush is given back when it has ended',
+  async (t) => {
+    await leaksNothing(async () => {
+      const [entered, leave] = [deferred(), deferred()]
+      const { port, loop, stop } = serve(async (connection) => {
+        entered.resolve(connection)
+        await leave.promise
+        for (let i = 0; i < 8; i++) connection.writer.malloc(64 << 10)
+      })
+      const peer = await connect(port)
+      await send(peer, 'x')
+      const connection = await entered.promise
+      peer.resetAndDestroy()
+      await until(() => loop.connections === 0)
+      leave.resolve()
+      await connection.closed
+      await stop()
+    })
+    t.pass()
+  },
+)
+
 test('close() sends all that was flushed before it, then FIN; what was not flushed is dropped', async (t) => {
   const { connection, writer, peer } = await pair(t)
   fill(connection)

@@ -356,6 +356,8 @@ export class Lifecycle<Ctx = unknown> {
       if (this.onRequest !== undefined) input.drop()
       input.bequeath()
     }
+    // What a handler has written since the descriptor was closed.
+    if (this.output !== null) this.output.clear()
     if ((this.state & State.ACKNOWLEDGED) === 0) this.acknowledge()
     extras?.resolveClosed?.()
     this.loop.connectionFinished()
