@@ -1,6 +1,11 @@
 // Semantics 5: what a connection answers after the peer has ended it, after we have, and after a limit has.
 
+import { mkdtempSync, rmSync } from 'node:fs'
+import net from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import test from 'ava'
+import { createEventLoop, createListener } from '../index.js'
 import {
   connect,
   deferred,
@@ -193,6 +198,42 @@ test("after the peer's RST writes are dropped, flush() is false, and what is her
   await t.throwsAsync(connection.flushed(), { code: 'ECONNRESET' })
   for (const [name, args] of Object.entries(SETTINGS)) t.notThrows(() => connection[name](...args), name)
   t.notThrows(() => reader.release())
+})
+
+test('EPIPE is told as of a write, as in net', async (t) => {
+  const folder = mkdtempSync(join(tmpdir(), 'netpoll-'))
+  t.teardown(() => rmSync(folder, { recursive: true }))
+  const path = join(folder, 'socket')
+  let accepted
+  const loop = createEventLoop(undefined, {
+    onConnect(connection) {
+      connection.pause()
+      accepted.resolve(connection)
+    },
+  })
+  const served = loop.serve(createListener('unix', path))
+  t.teardown(async () => {
+    await loop.shutdown({ timeout: 0 })
+    await served
+  })
+  const attempt = async () => {
+    accepted = deferred()
+    const peer = net.connect(path)
+    const connection = await accepted.promise
+    await settled()
+    peer.destroy()
+    connection.writer.writeString('hello?')
+    connection.writer.flush()
+    const failed = connection.flushed().catch((error) => error)
+    connection.resume()
+    await connection.closed
+    return failed
+  }
+  let error
+  // The poll may be faster, and find the end before it sends.
+  do error = await attempt()
+  while (error?.code === 'ERR_NETPOLL_EOF')
+  t.like(error, { code: 'EPIPE', message: 'write EPIPE: broken pipe', errno: -32, syscall: 'write' })
 })
 
 test("after the peer's FIN was answered the cause is EOF", async (t) => {

@@ -1,4 +1,5 @@
 import { AsyncResource } from 'node:async_hooks'
+import { constants } from 'node:os'
 import type { Connection } from './connection.js'
 import { hasOutput, shutDown } from './duplex.js'
 import { causeCode, isConnectionEnd, NetpollError, systemError, uncaught, type ErrorCode } from './errors.js'
@@ -425,7 +426,8 @@ export class Lifecycle<Ctx = unknown> {
   /** @internal Why waits, flushed() and methods fail. */
   failure(): NetpollError {
     if (this.ending !== '') return new NetpollError(this.ending)
-    if (this.errno !== 0) return systemError(this.errno, 'read')
+    // The poll does not tell which call has failed; this is what only a send gives.
+    if (this.errno !== 0) return systemError(this.errno, this.errno === EPIPE ? 'write' : 'read')
     return new NetpollError('ERR_NETPOLL_EOF')
   }
 
@@ -524,6 +526,8 @@ export class Lifecycle<Ctx = unknown> {
     return this as unknown as Connection
   }
 }
+
+const { EPIPE } = constants.errno
 
 /** Those whose descriptor is closed, with bytes for which onRequest waits until resume(). No poll knows them. */
 const heldBack = new Set<Connection>()
