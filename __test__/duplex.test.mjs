@@ -749,6 +749,16 @@ test('the connection of a Duplex has no waits, no iteration, no onRequest, and c
   await t.throwsAsync(connection.detach(), STATE)
 })
 
+test('waits for what is here already reject too, once there is a Duplex', async (t) => {
+  const { connection, reader, peer } = await pair(t)
+  peer.write(Buffer.alloc(MIB, '\n'))
+  await reader.waitRead(MIB)
+  connection.toDuplex()
+  t.true(reader.length > 1)
+  await t.throwsAsync(reader.waitRead(1), STATE)
+  await t.throwsAsync(reader.waitUntil('\n'), STATE)
+})
+
 test('a connection whose Reader waits, or that is iterated, has no Duplex', async (t) => {
   const { connection, reader, peer } = await pair(t)
   const abort = new AbortController()

@@ -31,7 +31,7 @@ export abstract class WaitingReader extends Reader {
   override waitRead(n: number, options?: WaitOptions): Promise<void> {
     checkInteger(n, 'n', 0, this.longest)
     checkOptions(options, WAIT_OPTIONS)
-    if (this.refusal === '' && n <= this.unread) return Promise.resolve()
+    if (this.refusal === '' && n <= this.unread && !this.isTaken) return Promise.resolve()
     return this.begin(n, null, options?.signal) as Promise<void>
   }
 
@@ -40,7 +40,8 @@ export abstract class WaitingReader extends Reader {
     // Of its own: what the delimiter is must not change while it is waited for.
     const needle = needleOf(delimiter)
     const end = this.refusal === '' ? this.findNeedle(needle) : -1
-    return end >= 0 ? Promise.resolve(end) : (this.begin(0, needle, options?.signal) as Promise<number>)
+    if (end >= 0 && !this.isTaken) return Promise.resolve(end)
+    return this.begin(0, needle, options?.signal) as Promise<number>
   }
 
   /** @internal After news: a wait that is satisfied, or never can be, ends. */
