@@ -827,6 +827,32 @@ test('what a listener throws is uncaught, and other connections go on', async (t
   t.is(stdout, expected.join(''))
 })
 
+const CALLBACKS = {
+  'a write in parts': `duplex.write(Buffer.alloc(${2 * MIB + 1000}), fail); socket.resume()`,
+  'a write in parts that fails': `duplex.write(Buffer.alloc(${32 * MIB}), fail); socket.resetAndDestroy()`,
+}
+
+for (const [what, act] of Object.entries(CALLBACKS)) {
+  test(`what the callback of ${what} throws is uncaught, and no rejection`, async (t) => {
+    const { code, stdout } = await run(`
+      const origins = []
+      process.on('uncaughtException', (error, origin) => origins.push(error.message + ': ' + origin))
+      const fail = () => { throw new Error('callback') }
+      let duplex
+      const server = serve(undefined, { onConnect: (connection) => void (duplex = connection.toDuplex()) })
+      const socket = await connect(server.port)
+      await until(() => duplex !== undefined)
+      duplex.on('error', () => undefined)
+      ${act}
+      await until(() => origins.length === 1)
+      socket.destroy()
+      await server.stop()
+      console.log(origins.join())
+    `)
+    t.deepEqual([code, stdout], [0, 'callback: uncaughtException\n'])
+  })
+}
+
 test('unref() of a Duplex lets its process go, ref() keeps it', async (t) => {
   const server = serve(undefined, { onConnect: (connection) => void connection.toDuplex() })
   t.teardown(server.stop)

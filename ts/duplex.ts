@@ -285,11 +285,11 @@ export class ConnectionDuplex extends Duplex {
   // ---- writing
 
   override _write(chunk: Buffer | string, encoding: BufferEncoding, taken: Callback): void {
-    this.#send([{ chunk, encoding }], taken)
+    this.#send([{ chunk, encoding }], taken, false)
   }
 
   override _writev(chunks: Chunk[], taken: Callback): void {
-    this.#send(chunks, taken)
+    this.#send(chunks, taken, false)
   }
 
   override _final(taken: Callback): void {
@@ -297,7 +297,8 @@ export class ConnectionDuplex extends Duplex {
     this.#output.flushed().then(() => taken(), taken)
   }
 
-  #send(chunks: readonly Chunk[], taken: Callback): void {
+  /** `isOutside`: `taken` may be called in a promise. */
+  #send(chunks: readonly Chunk[], taken: Callback, isOutside: boolean): void {
     this.#touch()
     let rest: readonly Chunk[]
     let isTaken: boolean
@@ -308,15 +309,15 @@ export class ConnectionDuplex extends Duplex {
     } catch (error) {
       return taken(error as Error)
     }
-    if (isTaken) taken()
-    else this.#output.flushed().then(() => this.#goOn(rest, taken), taken)
+    if (isTaken) return taken()
+    const later = isOutside ? taken : outside(taken)
+    this.#output.flushed().then(() => this.#goOn(rest, later), later)
   }
 
   #goOn(rest: readonly Chunk[], taken: Callback): void {
     this.#touch()
-    if (rest.length !== 0) this.#send(rest, taken)
-    // Outside of the promise, for a callback that throws is no rejection.
-    else process.nextTick(taken)
+    if (rest.length !== 0) this.#send(rest, taken, true)
+    else taken()
   }
 
   /** Writes as much as the limits have room for, and returns the rest. */
@@ -371,6 +372,11 @@ export function duplexOf(connection: Connection): ConnectionDuplex {
   connection.state |= State.STREAMED
   connection.onRequest = undefined
   return new ConnectionDuplex(connection, input)
+}
+
+/** For a promise: what the callback throws is uncaught, and no rejection. */
+function outside(taken: Callback): Callback {
+  return (error) => process.nextTick(taken, error)
 }
 
 /** Those whose state is STREAMED. */
