@@ -107,9 +107,10 @@ async function endedWhilePaused(t) {
 }
 
 test('bytes that came before the end of a paused connection wait for resume(), and the callbacks for them', async (t) => {
-  const { connection, calls } = await endedWhilePaused(t)
+  const { connection, calls, server } = await endedWhilePaused(t)
   connection.resume()
   await connection.closed
+  await server.loop.shutdown()
   t.deepEqual(calls, ['last words', 'disconnect'])
 })
 

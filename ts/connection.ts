@@ -1,4 +1,5 @@
 import { boolean, callback, milliseconds } from './arguments.js'
+import { notify } from './callbacks.js'
 import { Detachment, type Detached } from './detachment.js'
 import { duplexOf, streamed, type ConnectionDuplex } from './duplex.js'
 import { NetpollError } from './errors.js'
@@ -147,7 +148,7 @@ export class Connection<Ctx = unknown> extends Lifecycle<Ctx> {
     callback(onClose, 'onClose')
     this.refuse()
     if ((this.state & State.FINISHED) !== 0) {
-      process.nextTick(() => this.notify(() => onClose(this)))
+      process.nextTick(() => notify(this as unknown as Connection, () => onClose(this)))
       return
     }
     const extras = this.extra()

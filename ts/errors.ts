@@ -1,3 +1,4 @@
+import { constants } from 'node:os'
 import { getSystemErrorMap } from 'node:util'
 import { Cause } from './record.js'
 
@@ -58,6 +59,11 @@ export function systemError(errno: number, syscall: string, address?: string, po
   if (address !== undefined) fields.address = address
   if (port) fields.port = port
   return new NetpollError(code, `${syscall} ${what}${place}`, fields)
+}
+
+/** What has ended a connection. The poll does not tell which call has failed; EPIPE is what only a send gives. */
+export function endError(errno: number): NetpollError {
+  return systemError(errno, errno === constants.errno.EPIPE ? 'write' : 'read')
 }
 
 const CAUSES: Record<Exclude<Cause, Cause.DIAL_TIMEOUT>, ErrorCode> = {

@@ -20,7 +20,7 @@ import {
   type OnDisconnect,
   type OnRequest,
 } from './handlers.js'
-import { stopHeldBack } from './lifecycle.js'
+import { stopHeldBack } from './held_back.js'
 import { Listener } from './listener.js'
 import type { ServeOptions } from './native.js'
 import type { Poll } from './poll.js'

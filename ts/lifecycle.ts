@@ -1,11 +1,12 @@
 import { AsyncResource } from 'node:async_hooks'
-import { constants } from 'node:os'
 import type { Connection } from './connection.js'
 import { hasOutput, shutDown } from './duplex.js'
-import { causeCode, isConnectionEnd, NetpollError, systemError, uncaught, type ErrorCode } from './errors.js'
+import { callAtEnd, reportOf } from './callbacks.js'
+import { causeCode, endError, NetpollError, type ErrorCode } from './errors.js'
 import { Extras } from './extras.js'
 import { callConnect, callPrepare, callRequest, isThenable } from './handlers.js'
 import type { OnRequest, Owner, Step } from './handlers.js'
+import { forgetHeldBack, holdBack } from './held_back.js'
 import { Input } from './input.js'
 import type { Addresses } from './native.js'
 import { Output } from './output.js'
@@ -257,7 +258,7 @@ export class Lifecycle<Ctx = unknown> {
 
   /** Nothing is due and no handler runs. */
   private rest(): void {
-    if ((this.state & State.CLOSED) !== 0) return this.waitsForResume() ? this.holdBack() : this.finish()
+    if ((this.state & State.CLOSED) !== 0) return this.waitsForResume() ? holdBack(this.self) : this.finish()
     if ((this.state & State.CLOSING) !== 0) return
     if (this.loop.stopping) return shutDown(this.self)
     if ((this.state & State.PEER_ENDED) === 0 || !this.inputIsSpent()) return
@@ -272,13 +273,6 @@ export class Lifecycle<Ctx = unknown> {
     const { state, input, loop } = this
     if ((state & (State.PAUSED | State.NEWS | State.CLOSING)) !== (State.PAUSED | State.NEWS)) return false
     return this.onRequest !== undefined && input !== null && input.unread !== 0 && !loop.stopping
-  }
-
-  /** Until resume(), the end of the loop, or our own: meanwhile no block is out for it. */
-  private holdBack(): void {
-    if (heldBack.has(this.self)) return
-    heldBack.add(this.self)
-    this.input!.bequeath()
   }
 
   /** After the peer's FIN: nobody will want what is unread. */
@@ -333,26 +327,14 @@ export class Lifecycle<Ctx = unknown> {
 
   /** @internal To onError, or else where the process sees it, unless a peer could bring that about. */
   report(error: unknown, rejected: boolean, ended: boolean): void {
-    const { onError } = this.loop
-    if (onError !== undefined) {
-      try {
-        this.asyncScope().runInAsyncScope(onError, undefined, error, this.self)
-      } catch (thrown) {
-        uncaught(thrown, false)
-      }
-    } else if (!isConnectionEnd(error, ended)) uncaught(error, rejected)
+    reportOf(this.self, error, rejected, ended)
   }
 
   private finish(): void {
     this.state |= State.FINISHED
-    if ((this.state & State.PAUSED) !== 0) heldBack.delete(this.self)
+    forgetHeldBack(this.self)
     const { extras, input } = this
-    const onDisconnect = extras?.onDisconnect ?? this.loop.onDisconnect
-    if (onDisconnect !== undefined && (this.state & State.REJECTED) === 0) {
-      this.notify(() => onDisconnect(this.self, this.context))
-    }
-    const callbacks = extras?.closeCallbacks
-    if (callbacks) while (callbacks.length !== 0) this.notify(() => callbacks.pop()!(this.self))
+    callAtEnd(this.self, extras)
     if (input !== null) {
       if (this.onRequest !== undefined) input.drop()
       input.bequeath()
@@ -364,36 +346,26 @@ export class Lifecycle<Ctx = unknown> {
     this.loop.connectionFinished()
   }
 
-  /** @internal Of onDisconnect and close callbacks: what they throw goes to onError. */
-  notify(callback: () => unknown): void {
-    try {
-      const result = this.inScope(callback)
-      if (isThenable(result)) void result.then(undefined, (error) => this.report(error, true, true))
-    } catch (error) {
-      this.report(error, false, true)
-    }
-  }
-
-  private inScope(step: Step): unknown {
+  /** @internal */
+  inScope(step: Step): unknown {
     return this.asyncScope().runInAsyncScope(step, undefined, this.self)
   }
 
-  private asyncScope(): AsyncResource {
+  /** @internal */
+  asyncScope(): AsyncResource {
     return (this.scope ??= new AsyncResource('NETPOLL'))
   }
 
   // ---- the end
 
-  /** @internal The program's own end: that of its views too. Those of a handler that still runs wait for its end. */
+  /** @internal The program's own end: that of its views too, which may be in use when others end it. */
   leave(kind: Submission.CLOSE | Submission.RESET | Submission.DETACH, drop = 0): void {
     this.shut(kind, 'ERR_NETPOLL_CONN_CLOSED', drop)
+    // The views of a handler that still runs stay until its end.
     if (this.input !== null && (this.state & State.BUSY) === 0) this.input.endViews()
   }
 
-  /**
-   * @internal Of whoever ends it. What the kernel has not taken yet still goes out, except for RESET. Views stay what
-   * they are: the program may be using them where no handler runs, and did not choose the moment.
-   */
+  /** @internal Of whoever ends it. What the kernel has not taken yet still goes out, except for RESET; views stay. */
   shut(kind: Submission.CLOSE | Submission.RESET | Submission.DETACH, code: ErrorCode, drop = 0): void {
     this.put(kind, drop, 0, 0)
     this.state |= State.CLOSING | (kind === Submission.RESET ? State.RESET : 0)
@@ -426,8 +398,7 @@ export class Lifecycle<Ctx = unknown> {
   /** @internal Why waits, flushed() and methods fail. */
   failure(): NetpollError {
     if (this.ending !== '') return new NetpollError(this.ending)
-    // The poll does not tell which call has failed; this is what only a send gives.
-    if (this.errno !== 0) return systemError(this.errno, this.errno === EPIPE ? 'write' : 'read')
+    if (this.errno !== 0) return endError(this.errno)
     return new NetpollError('ERR_NETPOLL_EOF')
   }
 
@@ -525,14 +496,4 @@ export class Lifecycle<Ctx = unknown> {
   private get self(): Connection {
     return this as unknown as Connection
   }
-}
-
-const { EPIPE } = constants.errno
-
-/** Those whose descriptor is closed, with bytes for which onRequest waits until resume(). No poll knows them. */
-const heldBack = new Set<Connection>()
-
-/** @internal Of an owner that stops. */
-export function stopHeldBack(owner: Owner): void {
-  for (const connection of heldBack) if (connection.loop === owner) connection.stop()
 }
