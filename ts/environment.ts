@@ -142,6 +142,11 @@ export class Environment {
     else loop.accept(poll, slot, generation)
   }
 
+  /** That one is shut down. */
+  forgetServer(number: number): void {
+    if (this.servers.delete(number)) this.native.forgetServer(number)
+  }
+
   listenerClosed(id: number, cause: number): void {
     this.endListener(id, cause === 0 ? null : systemError(cause, 'accept'))
   }

@@ -231,7 +231,7 @@ export class EventLoop {
   private checkStopped(): void {
     const left = this.late === undefined ? this.unfinished : this.open
     if (this.listeners.size !== 0 || left !== 0) return
-    openEnvironment()?.servers.delete(this.number)
+    openEnvironment()?.forgetServer(this.number)
     this.settle!(this.late ?? null)
   }
 

@@ -166,6 +166,8 @@ export interface NativeEnvironment {
   takeDetached(poll: number, fd: number): boolean
   /** The poll that accepts. */
   serve(listener: number, options: ServeOptions): number
+  /** The event loop of that number serves no more. */
+  forgetServer(server: number): void
   closeListener(listener: number): void
   /** DIALED with this number tells what came of it. */
   dial(dial: number, settings: DialSettings): DialStart | AddressFailure

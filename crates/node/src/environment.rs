@@ -325,6 +325,12 @@ impl Environment {
         poll.map(|poll| poll as u32).ok_or_else(|| unknown("listener", listener))
     }
 
+    /// The event loop of that number serves no more.
+    #[napi(catch_unwind)]
+    pub fn forget_server(&self, server: u32) {
+        lock(&self.servers).remove(&server);
+    }
+
     /// Refuses new connections at once.
     #[napi(catch_unwind)]
     pub fn close_listener(&self, listener: u32) {
