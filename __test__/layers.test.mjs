@@ -68,12 +68,12 @@ test('the TypeScript layer has neither sockets nor timers of its own', (t) => {
   t.deepEqual(using(typescript, /\bset(?:Timeout|Interval)\((?!ms: number, )/), [])
 })
 
-test('the TypeScript layer stays under 4,000 lines of code, adapters for streams and sockets and the mux not counted', (t) => {
+test('the TypeScript layer stays under 4,100 lines of code, adapters for streams and sockets and the mux not counted', (t) => {
   const lines = typescript
     .filter(({ path }) => !['ts/duplex.ts', 'ts/streams.ts', 'ts/shard_queue.ts'].includes(path))
     .flatMap(({ text }) => withoutComments(text).split('\n'))
     .filter((line) => line.trim())
-  t.true(lines.length > 0 && lines.length < 4000, `${lines.length} lines`)
+  t.true(lines.length > 0 && lines.length < 4100, `${lines.length} lines`)
 })
 
 test('no source file is longer than 500 lines, tests not counted', (t) => {

@@ -15,8 +15,6 @@ mod zero_copy;
 pub use epoll::{deregister, register, reregister, wait};
 pub use inherited::inherited_listener;
 pub use memory::{memory_limit, Mapping};
-#[cfg(all(test, not(loom)))]
-pub(crate) use socket::send_with_descriptor;
 pub use socket::{
     abort_on_close, accept, discard_input, is_disconnected, new_socket, read_vectored, receive_cut,
     send_vectored, set_user_timeout, shutdown_write, tcp_info, unacknowledged, IoVec, TcpInfo,

@@ -201,27 +201,6 @@ impl IoVec {
     }
 }
 
-/// Sends the bytes together with a descriptor of its own, as SCM_RIGHTS.
-#[cfg(all(test, not(loom)))]
-pub(crate) fn send_with_descriptor(over: BorrowedFd<'_>, bytes: &[u8]) {
-    let mut control = [0u64; 3];
-    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: the pieces of the message outlive the call, and `control` holds one header and one int, as
-    // CMSG_SPACE counts them.
-    unsafe {
-        let mut message: libc::msghdr = mem::zeroed();
-        (message.msg_iov, message.msg_iovlen) = (&mut piece, 1);
-        message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = libc::CMSG_SPACE(4) as _;
-        let header = libc::CMSG_FIRSTHDR(&message);
-        (*header).cmsg_level = libc::SOL_SOCKET;
-        (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(4) as _;
-        libc::CMSG_DATA(header).cast::<i32>().write_unaligned(over.as_raw_fd());
-        assert_eq!(libc::sendmsg(over.as_raw_fd(), &message, 0), bytes.len() as isize);
-    }
-}
-
 #[cfg(test)]
 #[cfg(not(loom))]
 mod tests {
@@ -236,6 +215,26 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (client, listener.accept().unwrap().0)
+    }
+
+    /// Sends the bytes together with a descriptor of its own, as SCM_RIGHTS.
+    fn send_with_descriptor(over: &UnixStream, bytes: &[u8]) {
+        let mut control = [0u64; 3];
+        let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        // SAFETY: the pieces of the message outlive the call, and `control` holds one header and one int, as
+        // CMSG_SPACE counts them.
+        unsafe {
+            let mut message: libc::msghdr = mem::zeroed();
+            (message.msg_iov, message.msg_iovlen) = (&mut piece, 1);
+            message.msg_control = control.as_mut_ptr().cast();
+            message.msg_controllen = libc::CMSG_SPACE(4) as _;
+            let header = libc::CMSG_FIRSTHDR(&message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(4) as _;
+            libc::CMSG_DATA(header).cast::<i32>().write_unaligned(over.as_raw_fd());
+            assert_eq!(libc::sendmsg(over.as_raw_fd(), &message, 0), bytes.len() as isize);
+        }
     }
 
     fn iovec(bytes: &mut [u8]) -> IoVec {
@@ -334,7 +333,7 @@ mod tests {
     #[test]
     fn a_read_that_ends_behind_descriptors_says_so() {
         let (a, b) = UnixStream::pair().unwrap();
-        send_with_descriptor(a.as_fd(), b"with");
+        send_with_descriptor(&a, b"with");
         (&a).write_all(b"out").unwrap();
         let mut bytes = [0; 8];
         assert_eq!(receive_cut(b.as_fd(), &[iovec(&mut bytes)]).unwrap(), (4, true));

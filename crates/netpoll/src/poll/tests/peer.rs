@@ -1,14 +1,12 @@
 //! The other end of a connection.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpListener};
-use std::os::fd::AsFd;
+use std::os::fd::AsRawFd;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use socket2::{Domain, SockAddr, Socket, Type};
-
-use crate::sys;
+use socket2::{Domain, MsgHdr, SockAddr, Socket, Type};
 
 /// A socket that never blocks: its turns and the poll's are taken by the same thread.
 #[derive(Debug)]
@@ -65,7 +63,14 @@ impl Peer {
 
     /// Over a unix socket, with a descriptor: a read of the other side ends behind it.
     pub(super) fn write_with_descriptor(&self, bytes: &[u8]) {
-        sys::send_with_descriptor(self.0.as_fd(), bytes);
+        const SOL_SOCKET: u32 = 1;
+        const SCM_RIGHTS: u32 = 1;
+        // A cmsghdr: its length as a size_t, level, kind, and the descriptor.
+        let words = [20, 0, SOL_SOCKET, SCM_RIGHTS, self.0.as_raw_fd() as u32, 0];
+        let control = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect::<Vec<_>>();
+        let pieces = [IoSlice::new(bytes)];
+        let message = MsgHdr::new().with_buffers(&pieces).with_control(&control);
+        assert_eq!(self.0.sendmsg(&message, 0).unwrap(), bytes.len());
     }
 
     /// Who waits at a listener that does not block.
