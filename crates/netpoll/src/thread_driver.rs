@@ -51,28 +51,33 @@ fn take_turn(drive: &Drive, driven: &mut Driven) -> Result<Side> {
         return Ok(Side::Thread);
     }
     let next = driven.next_side(drive, turn.load, Side::Thread, now);
-    if next == Side::Thread && !looks_again(drive, driven, turn, now)? {
-        // What has been due since the turn began is not waited for.
-        driven.poll.wait(turn, Instant::now())?;
+    if next == Side::Thread {
+        if let Some(now) = look_again(drive, driven, turn, now)? {
+            driven.poll.wait(turn, now)?;
+        }
     }
     Ok(next)
 }
 
-/// Instead of sleeping, where a core is to spare. True when it has found something.
-fn looks_again(drive: &Drive, driven: &mut Driven, turn: Turn, now: Instant) -> Result<bool> {
+/// Instead of sleeping, where a core is to spare. The time by then, which may be that of a deadline; None when it has
+/// found something.
+fn look_again(drive: &Drive, driven: &mut Driven, turn: Turn, now: Instant) -> Result<Option<Instant>> {
     let busy_until = driven.busy.rest(turn.load.arrivals > 0, now);
     // Relaxed: a hint.
     let Some(until) = busy_until.filter(|_| drive.may_spin.load(Ordering::Relaxed) && !turn.more) else {
-        return Ok(false);
+        return Ok(Some(now));
     };
     let until = turn.next_deadline.map_or(until, |at| at.min(until));
-    while Instant::now() < until {
+    loop {
+        let now = Instant::now();
+        if now >= until {
+            driven.busy.expire();
+            return Ok(Some(now));
+        }
         if driven.poll.look()? {
-            return Ok(true);
+            return Ok(None);
         }
     }
-    driven.busy.expire();
-    Ok(false)
 }
 
 #[cfg(test)]
@@ -87,7 +92,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::acceptor::REST;
     use crate::block::BlockTable;
     use crate::border::{Border, Doorbell};
     use crate::connection::Limits;
@@ -201,27 +205,21 @@ mod tests {
         let (address, _client) = client(&inboxes);
         // There is no slot for it, so the listener rests, again and again.
         let _waiting = TcpStream::connect(address).unwrap();
-        let is_prompt = drive.helm.steer(Side::Thread, |driven| {
-            while driven.poll.turn(Instant::now(), Budget::default()).unwrap().load.arrivals == 0 {}
-            // Its thread may be kept from its core for so long, but not each time.
-            (0..10).any(|_| {
-                let (begun, due) = loop {
-                    let begun = Instant::now();
-                    let due = driven.poll.turn(begun, Budget::default()).unwrap().next_deadline;
-                    if let Some(due) = due.filter(|due| *due - begun > REST / 2) {
-                        break (begun, due - begun);
-                    }
-                };
-                // Much has come of late, so that it looks for more.
-                for _ in 0..30 {
-                    driven.busy.rest(true, begun);
-                }
-                take_turn(&drive, driven).unwrap();
-                assert!(begun.elapsed() >= due, "nothing else ends the wait");
-                begun.elapsed() < due * 3 / 2
-            })
+        let late = drive.helm.steer(Side::Thread, |driven| loop {
+            let now = Instant::now();
+            let turn = driven.poll.turn(now, Budget::default()).unwrap();
+            let Some(deadline) = turn.next_deadline.filter(|deadline| *deadline > now && !turn.more) else {
+                continue;
+            };
+            // Much has come of late, so that it looks for more.
+            for _ in 0..30 {
+                driven.busy.rest(true, now);
+            }
+            if let Some(waits_from) = look_again(&drive, driven, turn, now).unwrap() {
+                break waits_from.checked_duration_since(deadline);
+            }
         });
-        assert_eq!(is_prompt, Some(true));
+        assert!(late.flatten().is_some(), "it would wait for what has come");
     }
 
     #[test]
