@@ -7,7 +7,7 @@ use crate::helm::Side;
 /// What one turn has met.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Load {
-    /// Reads that brought bytes, and connections that came.
+    /// Reads that brought bytes, and connections that came, each of which counts as several.
     pub(crate) arrivals: u32,
     pub(crate) bytes: u64,
     /// Records that JavaScript had not taken when the turn began.
@@ -26,6 +26,9 @@ pub(crate) struct Demand {
 /// The mean from which a thread takes over, and that at which the loop does. docs/performance.md has the figures.
 const MANY: f32 = 12.0;
 const FEW: f32 = 3.0;
+
+/// What an accepted connection counts as: it is made, registered, closed and told of besides.
+pub(crate) const ACCEPT_ARRIVALS: u64 = 4;
 
 /// Bytes that count as much as one arrival. A block that was just read is still in the core's cache where the loop gives
 /// it to a handler, so long copies alone are no reason to go to a thread (docs/performance.md).

@@ -12,7 +12,7 @@ use crate::block::{BlockTable, Pressure, Range};
 use crate::border::{Border, StatusEntry};
 use crate::connection::{Finish, Input};
 use crate::counters::Counters;
-use crate::demand::Load;
+use crate::demand::{Load, ACCEPT_ARRIVALS};
 use crate::intake::{Intake, ReadSize};
 use crate::lending::{Setting, ZeroCopy};
 use crate::operators::{Operator, Parts};
@@ -130,7 +130,7 @@ impl Io {
     /// A connection has come.
     pub(crate) fn accepted(&mut self) {
         self.counters.accepts.add(1);
-        self.arrivals += 1;
+        self.arrivals += ACCEPT_ARRIVALS;
     }
 
     /// What has come since `before`, and the records that were unread then.
