@@ -1,4 +1,4 @@
-// `npm run test:hard`: the tests that take minutes or most of the machine, one part after the other; about two hours on
+// `npm run test:hard`: the tests that take minutes or most of the machine, one part after the other; half an hour on
 // two cores. With names, only those parts: `npm run test:hard -- ends walls`. NETPOLL_HARD_RUNS is how often a process
 // ends at a random moment (1000), NETPOLL_SEED makes chance come again. The last line is `N passed, N failed`.
 
