@@ -4,6 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import net from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setImmediate } from 'node:timers/promises'
 import test from 'ava'
 import { createEventLoop, createListener } from '../index.js'
 import {
@@ -294,7 +295,7 @@ test.serial(
       const { port, loop, stop } = serve(async (connection) => {
         entered.resolve(connection)
         await leave.promise
-        for (let i = 0; i < 8; i++) connection.writer.malloc(64 << 10)
+        for (let i = 0; i < 64; i++) connection.writer.writeBinary(Buffer.alloc(8 << 10))
       })
       const peer = await connect(port)
       await send(peer, 'x')
@@ -308,6 +309,35 @@ test.serial(
     t.pass()
   },
 )
+
+for (const [when, ask] of [
+  ['before', ({ writer }) => writer],
+  ['after', () => undefined],
+]) {
+  const title = `what is written to a Writer that was made ${when} all has ended, and never flushed, is given back`
+  test.serial(title, async (t) => {
+    await leaksNothing(async () => {
+      const accepted = deferred()
+      const { port, stop } = serve(undefined, { onConnect: (each) => void accepted.resolve(each) })
+      const peer = await connect(port)
+      const connection = await accepted.promise
+      ask(connection)
+      peer.resetAndDestroy()
+      await connection.closed
+      const { writer } = connection
+      for (let i = 0; i < 64; i++) writer.writeBinary(Buffer.alloc(8 << 10))
+      t.is(writer.mallocLength, 64 * (8 << 10))
+      await setImmediate()
+      t.is(writer.mallocLength, 0)
+      // Whoever writes does not know.
+      writer.mallocAck(100)
+      writer.writeDirect(Buffer.alloc(10), 50)
+      t.false(writer.flush())
+      writer.writeUInt8(1)
+      await stop()
+    })
+  })
+}
 
 test('close() sends all that was flushed before it, then FIN; what was not flushed is dropped', async (t) => {
   const { connection, writer, peer } = await pair(t)

@@ -11,7 +11,7 @@ const index = new URL('../index.js', import.meta.url).href
 
 /** Each test in a process of its own, which has `count` polls. */
 const polls = (count) => `
-  import { configure, setNumLoops, stats } from '${index}'
+  import { configure, LinkBuffer, setNumLoops, stats } from '${index}'
   import { descriptors, settled } from '${new URL('fixtures/peer.mjs', import.meta.url).href}'
   const { environment } = (await import('node:module')).createRequire('${here}')('../dist/environment.js')
   configure({ numLoops: ${count} })
@@ -222,6 +222,41 @@ test('blocks that a dead poll had lent, or was to take back, come back', async (
     `,
   )
   t.is(line, 'back')
+})
+
+test('views that a handler holds when its poll dies stay until it ends, whatever others write, and then come back', async (t) => {
+  const line = await told(
+    t,
+    2,
+    `
+    let view
+    let proceed
+    const server = serve(async ({ poll, reader, writer }) => {
+      if (poll.index === 0) return echo({ reader, writer })
+      await reader.waitRead(10_000)
+      view = reader.next(10_000)
+      await new Promise((resolve) => (proceed = resolve))
+    })
+    const sockets = [await connect(server.port), await connect(server.port)]
+    await until(() => server.loop.connections === 2)
+    for (const socket of sockets) socket.write('x'.repeat(10_000))
+    await take(sockets[0], 10_000)
+    await until(() => view !== undefined)
+    crash(1)
+    await until(() => server.loop.connections === 1)
+    // All blocks that are free, and more.
+    const others = new LinkBuffer()
+    for (let i = 0; i < 300; i++) others.malloc(60_000).fill('y')
+    const stayed = view.every((byte) => byte === 0x78)
+    others.close()
+    proceed()
+    for (const socket of sockets) socket.destroy()
+    await server.stop()
+    await until(() => stats().blocksOut <= 2, 'blocks: ' + stats().blocksOut)
+    tell(stayed)
+    `,
+  )
+  t.true(line)
 })
 
 // ---- ends of the process

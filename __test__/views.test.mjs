@@ -2,7 +2,7 @@
 
 import test from 'ava'
 import { createHash, randomBytes } from 'node:crypto'
-import { stats } from '../index.js'
+import { LinkBuffer, stats } from '../index.js'
 import { collected } from './fixtures/garbage.mjs'
 import { connect, deferred, outcome, pair, send, serve, settled, take, until } from './fixtures/peer.mjs'
 
@@ -26,12 +26,21 @@ const DETACHED_BY = {
   ...('transfer' in ArrayBuffer.prototype && { 'transfer()': (view) => void view.buffer.transfer() }),
 }
 
+function echo({ reader, writer }) {
+  writer.append(reader)
+  writer.flush()
+}
+
+/** The same by way of the Writers' own blocks. */
+function echoCopies({ reader, writer }) {
+  while (reader.length > 0)
+    writer.malloc(Math.min(reader.length, KIB)).set(reader.next(Math.min(reader.length, KIB)))
+  writer.flush()
+}
+
 /** Other connections whose bytes go through all blocks that are free. */
-async function traffic(t, bytes = 32 * MIB) {
-  const { port, stop } = serve(({ reader, writer }) => {
-    writer.append(reader)
-    writer.flush()
-  })
+async function traffic(t, bytes = 32 * MIB, onRequest = echo) {
+  const { port, stop } = serve(onRequest)
   await Promise.all(
     Array.from({ length: 4 }, async () => {
       const peer = await connect(port)
@@ -117,6 +126,34 @@ for (const end of ['close', 'reset']) {
     await traffic(t)
     trafficDone.resolve()
     t.true((await shown.promise).equals(sent))
+  })
+}
+
+/** Ends of a connection, by its program or not, while room of malloc() waits to be filled. */
+const ENDS_OF_ROOM = {
+  'its peer resets it': ({ peer }) => peer.resetAndDestroy(),
+  'it is closed': ({ connection }) => connection.close(),
+  'idleTimeout ends it': ({ connection }) => connection.setIdleTimeout(1),
+}
+
+for (const [how, end] of Object.entries(ENDS_OF_ROOM)) {
+  test(`room of malloc() is nobody else's, when ${how}, as long as somebody can fill it`, async (t) => {
+    const both = await pair(t)
+    let rooms = Array.from({ length: 40 }, () => both.writer.malloc(KIB).fill(0xaa))
+    // What is appended elsewhere goes along.
+    const other = new LinkBuffer()
+    rooms.push(other.malloc(KIB).fill(0xaa))
+    both.writer.append(other)
+    const before = stats().blocksOut
+    end(both)
+    await both.connection.closed
+    // The Writers go on to other blocks.
+    await traffic(t, 8 * MIB, echoCopies)
+    t.true(rooms.every((room) => room.every((byte) => byte === 0xaa)))
+    rooms = undefined
+    other.close()
+    await collected(() => stats().blocksOut < before || stats().blocksOut <= 2)
+    t.pass()
   })
 }
 

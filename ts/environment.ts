@@ -7,6 +7,7 @@ import { binding, hasLoopDriver, type EnvironmentOptions, type NativeEnvironment
 import { Poll } from './poll.js'
 import { Control } from './record.js'
 import { Straggler, Transit } from './transit.js'
+import type { BlockWriter } from './writer.js'
 
 /** Records taken from one poll in a drain, so that timers and promises get their turn in between. */
 const DRAIN_BUDGET = 1024
@@ -62,6 +63,8 @@ export class Environment {
   sendsPerRing = SENDS_PER_RING
   private readonly control = new Int32Array(new SharedArrayBuffer(Control.BYTES))
   private ready: Connection[] = []
+  /** Of connections that are over, what somebody still writes to. */
+  private stale: BlockWriter[] = []
   private ids = 0
   private holds = 0
   private scheduled = false
@@ -120,6 +123,12 @@ export class Environment {
 
   release(): void {
     if (--this.holds === 0) this.native.unref()
+  }
+
+  /** Drops what is written to it until the end of this drain or tick. */
+  clearLater(writer: BlockWriter): void {
+    this.stale.push(writer)
+    if (!this.draining) this.schedule()
   }
 
   /** The connection runs in this drain's second half, or in the next tick. */
@@ -324,6 +333,10 @@ export class Environment {
   }
 
   private endTick(): void {
+    if (this.stale.length !== 0) {
+      for (const writer of this.stale) writer.clear()
+      this.stale = []
+    }
     // What the collector has found may be a block of a poll that setNumLoops() has ended.
     for (const { memory } of this.berths) memory.endTick()
   }

@@ -339,8 +339,7 @@ export class Lifecycle<Ctx = unknown> {
       if (this.onRequest !== undefined) input.drop()
       input.bequeath()
     }
-    // What a handler has written since the descriptor was closed.
-    if (this.output !== null) this.output.clear()
+    if (this.output !== null) this.output.retire()
     if ((this.state & State.ACKNOWLEDGED) === 0) this.acknowledge()
     extras?.resolveClosed?.()
     this.loop.connectionFinished()
@@ -442,6 +441,7 @@ export class Lifecycle<Ctx = unknown> {
     const output = (this.output = new Output(this.self))
     if ((this.state & State.CLOSING) !== 0) output.refuse(this.ending as ErrorCode)
     else if ((this.state & State.ENDED) !== 0) output.refuse('ERR_NETPOLL_CONN_CLOSED')
+    if ((this.state & State.FINISHED) !== 0) output.retire()
     return output
   }
 

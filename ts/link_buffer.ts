@@ -110,6 +110,11 @@ export class LinkBuffer extends WaitingReader implements Writer {
   }
 
   /** @internal */
+  override get hasRoom(): boolean {
+    return this.pending.hasRoom
+  }
+
+  /** @internal */
   override moveAllTo(target: Chain): void {
     super.moveAllTo(target)
     this.pending.moveAllTo(target)

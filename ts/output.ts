@@ -42,7 +42,7 @@ export class Output extends BlockWriter {
     if (this.refusal !== '') throw new NetpollError(this.refusal)
     const { connection } = this
     if (connection.dropsOutput()) {
-      this.clear()
+      super.clear()
       this.dropped = true
       return false
     }
@@ -82,7 +82,6 @@ export class Output extends BlockWriter {
 
   /** The connection is gone, of whose output the kernel took what `connection.sent()` says. */
   end(): void {
-    this.clear()
     this.sent = this.connection.sent()
     this.settle()
     this.blocked = false
@@ -91,7 +90,26 @@ export class Output extends BlockWriter {
     this.drains = null
   }
 
+  /** Its handlers are over: what is written from now on, flushed or not, is gone with the tick. */
+  retire(): void {
+    this.clear()
+    this.limit = -1
+  }
+
+  /** Of room that malloc() has given, whoever fills it may not know of the end: the block goes back when nobody can. */
+  override clear(): void {
+    if (!this.hasRoom) return super.clear()
+    for (let segment = this.head; segment !== null;) {
+      const { next } = segment
+      this.memory.abandon(segment.block!)
+      Segment.give(segment)
+      segment = next
+    }
+    this.empty()
+  }
+
   protected override overflow(size: number): void {
+    if (this.limit < 0) return this.connection.poll.environment.clearLater(this)
     this.limit = this.connection.loop.limits.maxPendingBytes - this.pending
     if (this.unflushed + size > this.limit) this.exhausted()
   }
@@ -106,8 +124,7 @@ export class Output extends BlockWriter {
     let segment = this.head
     if (segment === null) return
     this.submitted = (this.submitted + this.unflushed) | 0
-    this.head = this.tail = null
-    this.unflushed = 0
+    this.empty()
     let submitted = true
     while (segment !== null) {
       const { next } = segment as Segment

@@ -225,6 +225,11 @@ export class Reader {
     this.emptied()
   }
 
+  /** @internal Only of what is written room may still be filled. */
+  get hasRoom(): boolean {
+    return false
+  }
+
   /** @internal Lets go of what was consumed. */
   letGo(): void {
     this.release()

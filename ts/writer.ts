@@ -19,9 +19,9 @@ export type WriteMethods = Pick<
 /**
  * A cursor behind the bytes that wait for flush(): of a connection, a LinkBuffer, or a stream (writerFrom()).
  *
- * Of a connection: after our own end(), close() or reset() its methods throw
- * ERR_NETPOLL_CONN_CLOSED; after the peer has ended the connection they work and flush() drops the bytes. The
- * write that would pass maxPendingBytes (or maxMemory) throws ERR_NETPOLL_OUTPUT_LIMIT and resets the connection.
+ * Of a connection: after our own end(), close() or reset() its methods throw ERR_NETPOLL_CONN_CLOSED. After the peer has
+ * ended the connection they work, and flush() drops the bytes; so does the end of a tick when no handler runs any more.
+ * The write that would pass maxPendingBytes (or maxMemory) throws ERR_NETPOLL_OUTPUT_LIMIT and resets the connection.
  */
 export interface Writer extends WriteMethods {
   /**
@@ -41,6 +41,8 @@ export abstract class BlockWriter {
   head: Segment | null = null
   /** @internal */
   tail: Segment | null = null
+  /** @internal Of what waits for flush(), malloc() has given room that may still be filled. */
+  hasRoom = false
 
   /** @internal */
   constructor(
@@ -55,20 +57,21 @@ export abstract class BlockWriter {
     return this.unflushed
   }
 
-  /** Adds `n` bytes, to be filled in place until flush(). What they hold at first is undefined. */
+  /** Adds `n` bytes, to be filled in place until flush(), or mallocAck() drops them. What they hold at first is undefined. */
   malloc(n: number): Buffer {
     checkInteger(n, 'n', 0, MAX_SIZE)
     if (n > MAX_BLOCK) return this.foreignRoom(n)
     this.open(n)
     const { at, output } = this.memory
     this.filled(at + n)
+    this.hasRoom = true
     return output.view(at, at + n)
   }
 
   /** Keeps the first `n` of the bytes that wait for flush() and drops the rest. */
   mallocAck(n: number): void {
     this.checkUnflushed(n, 'n')
-    if (n === this.unflushed) return
+    if (n >= this.unflushed) return
     const { memory } = this
     const last = this.boundary(n)
     const dropped = last === null ? this.head! : last.next!
@@ -125,7 +128,7 @@ export abstract class BlockWriter {
     this.checkUnflushed(remain, 'remain')
     const before = this.unflushed
     const added = this.writeBinary(bytes)
-    if (remain === 0 || added === 0) return
+    if (remain === 0 || added === 0 || before === 0) return
     // From [kept][moved][new] to [kept][new][moved].
     const kept = this.boundary(before - remain)
     const moved = this.boundary(before)!
@@ -148,6 +151,7 @@ export abstract class BlockWriter {
     if (source === this) throw invalidValue('source', 'another Writer', source)
     const { supply } = source
     this.check(supply)
+    if (source.hasRoom) this.hasRoom = true
     source.moveAllTo(this)
     return supply
   }
@@ -224,8 +228,7 @@ export abstract class BlockWriter {
   moveAllTo(target: Chain): void {
     const { head, tail, unflushed } = this
     if (head === null) return
-    this.head = this.tail = null
-    this.unflushed = 0
+    this.empty()
     target.linkAll(head, tail!, unflushed)
   }
 
@@ -268,14 +271,20 @@ export abstract class BlockWriter {
   /** @internal Drops all that waits for flush(). */
   clear(): void {
     this.dropAll(this.head)
-    this.head = this.tail = null
-    this.unflushed = 0
+    this.empty()
   }
 
   /** @internal From now on every method throws. */
   refuse(code: ErrorCode): void {
     this.refusal = code
     this.clear()
+  }
+
+  /** Somebody else has what waits. */
+  protected empty(): void {
+    this.head = this.tail = null
+    this.unflushed = 0
+    this.hasRoom = false
   }
 
   /** `size` more bytes would pass the limit: makes it larger, or throws. */
@@ -302,7 +311,8 @@ export abstract class BlockWriter {
   private checkUnflushed(n: number, name: string): void {
     if (this.refusal !== '') throw new NetpollError(this.refusal)
     checkInteger(n, name, 0, MAX_SIZE)
-    if (n > this.unflushed) throw outOfRange(name, `<= ${this.unflushed}`, n)
+    // With a limit below 0 what was written is dropped before long, and is no less right for that.
+    if (n > this.unflushed && this.limit >= 0) throw outOfRange(name, `<= ${this.unflushed}`, n)
   }
 
   /** The memory whose next `size` bytes, from `memory.at` on, are free. */
