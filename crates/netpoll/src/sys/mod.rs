@@ -33,6 +33,9 @@ pub use libc::{
 pub use libc::{ENFILE, ENOMEM};
 #[cfg(any(all(test, not(loom)), fuzzing))]
 pub(crate) use zero_copy::parse as parse_report;
+#[cfg(test)]
+#[cfg(not(loom))]
+pub(crate) use zero_copy::report_times;
 
 use std::ffi::{c_void, CStr};
 #[cfg(not(feature = "fault"))]

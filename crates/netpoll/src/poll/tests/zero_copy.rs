@@ -500,6 +500,31 @@ fn a_report_looks_like_a_broken_connection_and_is_none() {
 }
 
 #[test]
+fn all_reports_that_wait_are_taken_in_one_turn() {
+    let (mut desk, peer, book) = always();
+    // Their reports lie between those of the sends, which the kernel would join otherwise.
+    crate::sys::report_times(desk.operator(book).descriptor()).unwrap();
+    let bytes = pattern(1 << 20);
+    lend(&mut desk, book, &bytes);
+    desk.write(book, &bytes[..LEND_MIN]);
+    desk.turn();
+    let held = lent(&mut desk, book);
+    assert!(held > LEND_MIN as u64);
+    let wanted = bytes.len() + LEND_MIN;
+    let mut read = Vec::new();
+    // Without a turn nobody takes the reports.
+    while read.len() < wanted {
+        read.extend(peer.read().unwrap().into_iter().flatten());
+    }
+    while crate::sys::unacknowledged(desk.operator(book).descriptor()).unwrap() > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(lent(&mut desk, book), held);
+    desk.turn();
+    assert_eq!(lent(&mut desk, book), 0);
+}
+
+#[test]
 fn many_sends_on_many_connections_close_none_of_them_and_a_reset_is_still_told_as_such() {
     let mut desk = Desk::new(plan(ZeroCopy::Always));
     let address = desk.listen();
