@@ -37,6 +37,20 @@ impl ReadSize {
         Self::BLOCKS[usize::from(self.class)]
     }
 
+    /// Of a connection that sends little at a time.
+    pub(crate) fn is_least(self) -> bool {
+        self.class == 0
+    }
+
+    /// The same, or the largest one below it whose blocks have no more than `most` bytes; the smallest one at least.
+    pub(crate) fn within(self, most: usize) -> ReadSize {
+        if self.block() as usize <= most {
+            return self;
+        }
+        let fits = |class: &u8| Self::BLOCKS[usize::from(*class)] as usize <= most;
+        ReadSize { class: (0..self.class).rev().find(fits).unwrap_or(0), small_reads: 0 }
+    }
+
     pub(crate) fn learn(&mut self, read: usize) {
         if read >= self.block() as usize / 2 {
             self.class = (self.class + 1).min(Self::BLOCKS.len() as u8 - 1);
@@ -184,6 +198,17 @@ mod tests {
         assert_eq!(size.block(), 1024 * 1024);
         size.learn(10);
         assert_eq!(size.block(), 256 * 1024);
+    }
+
+    #[test]
+    fn within_a_bound_the_size_is_its_own_or_the_next_smaller_one_there_is() {
+        let of = |class| ReadSize { class, small_reads: 0 };
+        let within = |class, most| of(class).within(most).block();
+        assert_eq!(within(2, 1 << 20), 1 << 20);
+        assert_eq!(within(2, (1 << 20) - 1), 256 * 1024);
+        assert_eq!(within(2, 64 * 1024), 64 * 1024);
+        assert_eq!(within(1, 1), 64 * 1024, "the smallest one at least");
+        assert_eq!(ReadSize { class: 1, small_reads: 3 }.within(1 << 20).small_reads, 3);
     }
 
     #[test]

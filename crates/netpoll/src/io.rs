@@ -17,6 +17,7 @@ use crate::intake::{Intake, ReadSize};
 use crate::lending::{Setting, ZeroCopy};
 use crate::operators::{Operator, Parts};
 use crate::pin::PinTable;
+use crate::quantum::Quantum;
 use crate::record::{Cause, Completion, Lent, SocketOption};
 use crate::ring::Producer;
 use crate::sys::{self, IoVec, Report, TcpInfo};
@@ -24,9 +25,6 @@ use crate::token::Subject;
 
 /// Reads of one connection in one visit: then the others have their turn.
 const READS_PER_VISIT: u32 = 4;
-
-/// Bytes sent for one connection in one visit: a fast reader must not keep the others waiting.
-const BYTES_PER_VISIT: u64 = 2 << 20;
 
 /// Unread bytes thrown away before a descriptor is closed: without that the kernel answers our close with
 /// RST, and the peer may lose what we have sent. Bounded, for the peer may never stop.
@@ -46,6 +44,8 @@ pub(crate) struct Io {
     barrier: Barrier,
     /// A record has been put that JavaScript should hear of now.
     is_urgent: bool,
+    /// Bytes of one connection in one visit, read or sent.
+    quantum: Quantum,
     /// Bytes ever read.
     received: u64,
     /// Reads that brought bytes, and connections that came.
@@ -84,6 +84,7 @@ impl Io {
             completions: Producer::new(border.completions()),
             barrier: Barrier::default(),
             is_urgent: false,
+            quantum: Quantum::default(),
             received: 0,
             arrivals: 0,
         }
@@ -171,15 +172,20 @@ impl Io {
 
     /// Reads what is there, within this visit's budget.
     pub(crate) fn receive(&mut self, operator: &mut Operator, now: Instant) -> Visit {
+        let quantum = self.quantum.bytes(now);
+        let limit = self.received + quantum as u64;
         for _ in 0..READS_PER_VISIT {
             if !operator.may_read() {
                 return Visit::Finished;
+            }
+            if self.received >= limit {
+                break;
             }
             if self.table.pressure() != Pressure::Low {
                 // What is left shall not go at one draught.
                 operator.connection.input.size = ReadSize::default();
             }
-            let size = operator.connection.input.size;
+            let size = operator.connection.input.size.within(quantum);
             let offered = self.intake.offer(size, &mut self.barrier);
             if offered == 0 {
                 return Visit::Starved;
@@ -188,9 +194,12 @@ impl Io {
             match read(operator, self.barrier.as_slice()) {
                 Ok((0, _)) => return self.receive_end(operator),
                 Ok((read, is_cut)) => {
-                    self.deliver(operator, read, now);
+                    self.deliver(operator, size, read, now);
                     let Input { hang_up, urgent, .. } = operator.connection.input;
                     if read < offered && !(hang_up || urgent || is_cut) {
+                        if operator.connection.input.size.is_least() {
+                            self.quantum.read(read, now);
+                        }
                         return self.receive_nothing(operator);
                     }
                 }
@@ -203,10 +212,11 @@ impl Io {
         Visit::Unfinished
     }
 
-    fn deliver(&mut self, operator: &mut Operator, read: usize, now: Instant) {
+    fn deliver(&mut self, operator: &mut Operator, size: ReadSize, read: usize, now: Instant) {
         let Operator { token, connection, status, .. } = operator;
-        let size = connection.input.size;
-        connection.input.size.learn(read);
+        if size == connection.input.size {
+            connection.input.size.learn(read);
+        }
         connection.input.delivered += read as u64;
         self.received += read as u64;
         self.arrivals += 1;
@@ -258,12 +268,13 @@ impl Io {
     /// it when it is due.
     pub(crate) fn transmit(&mut self, operator: &mut Operator, now: Instant) -> Visit {
         self.settle(operator, now);
-        let limit = operator.connection.output.sent + BYTES_PER_VISIT;
+        let (quantum, start) = (self.quantum.bytes(now), operator.connection.output.sent);
         while !operator.connection.output.queue.is_empty() && !operator.connection.output.is_blocked {
-            if operator.connection.output.sent >= limit {
+            let sent = (operator.connection.output.sent - start) as usize;
+            if sent >= quantum {
                 return Visit::Unfinished;
             }
-            let bytes = operator.connection.output.queue.iovecs(&mut self.barrier);
+            let bytes = operator.connection.output.queue.iovecs(&mut self.barrier, quantum - sent);
             debug_assert!(bytes > 0);
             self.counters.sends.add(1);
             match self.send(operator, bytes) {
@@ -274,6 +285,9 @@ impl Io {
                 Err(error) if error.raw_os_error() == Some(sys::EAGAIN) => self.block(operator, now),
                 Err(error) => self.fail(operator, Cause::of(&error)),
             }
+        }
+        if operator.connection.output.queue.is_empty() {
+            self.quantum.sent((operator.connection.output.sent - start) as usize, now);
         }
         self.finish_output(operator);
         if !operator.connection.output.is_settled() && operator.connection.output.blocked_since.is_none() {

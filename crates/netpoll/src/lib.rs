@@ -48,6 +48,7 @@ mod operators;
 mod pin;
 mod poll;
 mod poll_manager;
+mod quantum;
 mod race;
 mod rations;
 mod ready_list;

@@ -109,13 +109,14 @@ impl LinkBuffer {
         self.len = 0;
     }
 
-    /// Fills the barrier with the pieces to send first, and returns how many bytes they are. They are valid
-    /// until the buffer changes.
-    pub fn iovecs(&self, barrier: &mut Barrier) -> usize {
+    /// Fills the barrier with the pieces to send first, of `most` bytes together, and returns how many bytes they are.
+    /// They are valid until the buffer changes.
+    pub fn iovecs(&self, barrier: &mut Barrier, most: usize) -> usize {
+        let most = most.min(CALL_MAX);
         barrier.clear();
         let mut total = 0;
         for node in &self.nodes {
-            let (start, len) = (node.as_ptr(), node.len().min(CALL_MAX - total));
+            let (start, len) = (node.as_ptr(), node.len().min(most - total));
             // SAFETY: the node keeps its memory until the buffer changes, and whoever fills a barrier makes
             // the call before that.
             if len == 0 || !barrier.push(unsafe { IoVec::new(start, len) }) {
@@ -208,7 +209,7 @@ mod tests {
     /// What a call with all of the barrier's pieces would send.
     fn gather(buffer: &LinkBuffer) -> Vec<u8> {
         let mut barrier = Barrier::default();
-        let total = buffer.iovecs(&mut barrier);
+        let total = buffer.iovecs(&mut barrier, CALL_MAX);
         let mut bytes = Vec::new();
         for (start, len) in barrier.as_slice().iter().map(IoVec::parts) {
             // SAFETY: the buffer keeps the memory, and nobody writes there now.
@@ -246,7 +247,7 @@ mod tests {
         ];
         for (block, start, bytes, count) in pieces {
             buffer.push(range(block, start, bytes.as_bytes()));
-            buffer.iovecs(&mut barrier);
+            buffer.iovecs(&mut barrier, CALL_MAX);
             assert_eq!(barrier.as_slice().len(), count);
         }
         assert_eq!(gather(&buffer), b"abcdefghij");
@@ -339,7 +340,7 @@ mod tests {
             let id = unsafe { pins.insert(b"".as_ptr(), CALL_MAX - 1) };
             buffer.push_pin(pins.take(id).unwrap());
         }
-        assert_eq!(buffer.iovecs(&mut barrier), CALL_MAX);
+        assert_eq!(buffer.iovecs(&mut barrier, CALL_MAX), CALL_MAX);
         assert_eq!(
             barrier.as_slice().iter().map(|iovec| iovec.parts().1).collect::<Vec<_>>(),
             [CALL_MAX - 1, 1]

@@ -179,7 +179,7 @@ impl Bench {
     /// What one call would send, and how many bytes that are.
     fn pieces(&self) -> (Vec<(*const u8, usize)>, usize) {
         let mut barrier = Barrier::default();
-        let sent = self.buffer.iovecs(&mut barrier);
+        let sent = self.buffer.iovecs(&mut barrier, usize::MAX);
         let pieces = barrier.as_slice().iter().map(IoVec::parts).collect::<Vec<_>>();
         assert_eq!(pieces.iter().map(|(_, len)| len).sum::<usize>(), sent);
         (pieces, sent)

@@ -67,11 +67,13 @@ pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// Lets the error queue tell of the time of each send too: then reports of sends do not touch, and are not joined.
 #[cfg(test)]
 pub(crate) fn report_times(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let what =
-        libc::SOF_TIMESTAMPING_TX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE | libc::SOF_TIMESTAMPING_OPT_TSONLY;
+    let what = libc::SOF_TIMESTAMPING_TX_SOFTWARE
+        | libc::SOF_TIMESTAMPING_SOFTWARE
+        | libc::SOF_TIMESTAMPING_OPT_TSONLY;
     let (start, len) = ((&raw const what).cast(), size_of_val(&what) as libc::socklen_t);
     // SAFETY: the kernel reads `len` bytes of `what`.
-    unsafe { syscall!(setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMPING, start, len)) }.map(drop)
+    unsafe { syscall!(setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_TIMESTAMPING, start, len)) }
+        .map(drop)
 }
 
 /// The first report in control data, in which each entry is a header (length with the header, level, type), its

@@ -1,7 +1,8 @@
 use std::collections::HashSet;
+use std::time::Duration;
 
 use super::desk::submission::{INPUT, PAUSE, RESUME};
-use super::desk::{Desk, Plan, Status, MS};
+use super::desk::{Desk, Plan, Status, MS, SECOND};
 use super::peer::pattern;
 use crate::connection::Limits;
 use crate::poll::Budget;
@@ -145,6 +146,36 @@ fn a_flood_on_one_connection_leaves_the_others_their_turn() {
     assert_eq!(desk.books[other].arrived, b"me too");
     desk.until_arrived(flooded, written);
     assert!(desk.books[flooded].arrived == bytes[..written]);
+}
+
+/// How much of a flood a turn reads `later` than another connection had a small request and a small answer.
+fn read_of_flood_in_one_turn(later: Duration) -> usize {
+    let mut desk = Desk::default();
+    let address = desk.listen();
+    let (flood, flooded) = desk.connect(&address);
+    let (modest, other) = desk.connect(&address);
+    modest.write(b"?");
+    desk.until_arrived(other, 1);
+    desk.write(other, b"!");
+    desk.peer_reads(&modest, 1);
+    desk.pass(later);
+    desk.budget = Budget { visits: 0, ..Budget::default() };
+    let written = flood.write(&pattern(1 << 20));
+    assert!(written > 512 * 1024, "{written} bytes are several visits' worth");
+    desk.until("the flood is listed", |desk| desk.operator(flooded).is_listed);
+    desk.until_waiting(flooded, 64 * 1024);
+    desk.budget = Budget::default();
+    desk.turn();
+    desk.books[flooded].arrived.len()
+}
+
+#[test]
+fn beside_small_requests_a_flood_is_read_in_small_parts_and_not_when_they_have_ceased() {
+    let few = read_of_flood_in_one_turn(Duration::ZERO);
+    // A read that has less than a block's worth is followed by one more.
+    assert!((64 * 1024..144 * 1024).contains(&few), "{few} bytes");
+    let many = read_of_flood_in_one_turn(SECOND);
+    assert!(many >= 144 * 1024, "{many} bytes");
 }
 
 #[test]
