@@ -24,11 +24,12 @@ export async function runScenario(scenario, peers, settings, progress) {
   const { measure, figures: names } = kinds[scenario.kind]
   const able = peers.filter((peer) => refusal(peer, scenario) === undefined)
   const rounds = []
+  const lasting = longer(settings, scenario.least)
   for (let round = 0; round < settings.rounds; round++) {
     const figures = {}
     for (let turn = 0; turn < able.length; turn++) {
       const peer = able[(round + turn) % able.length]
-      figures[peer.name] = await measure(peer, scenario, settings).catch((error) => ({
+      figures[peer.name] = await measure(peer, scenario, lasting).catch((error) => ({
         error: error.message,
       }))
       progress(round, peer.name, figures[peer.name])
@@ -54,16 +55,25 @@ export function appended(earlier, results) {
   const others = earlier.scenarios.filter(({ title }) =>
     results.scenarios.every((one) => one.title !== title),
   )
-  const { rounds, seconds } = earlier.settings
-  const alike = rounds === results.settings.rounds && seconds === results.settings.seconds
-  const mixed = alike ? [] : [`Some scenarios were measured in ${rounds} rounds of ${seconds} s.`]
+  const other = ({ rounds, seconds }) => `Some scenarios were measured in ${rounds} rounds of ${seconds} s.`
+  const notes = new Set([...earlier.notes, ...results.notes, other(earlier.settings)])
+  notes.delete(other(results.settings))
   return {
     ...results,
     peers: [...new Set([...earlier.peers, ...results.peers])],
-    notes: [...new Set([...earlier.notes, ...results.notes, ...mixed])],
+    notes: [...notes],
     scenarios: [...others, ...results.scenarios].toSorted(
       (a, b) => titles.indexOf(a.title) - titles.indexOf(b.title),
     ),
+  }
+}
+
+/** The settings, with the times that a scenario needs at least. */
+function longer(settings, { seconds, warmup } = settings) {
+  return {
+    ...settings,
+    seconds: Math.max(settings.seconds, seconds),
+    warmup: Math.max(settings.warmup, warmup),
   }
 }
 

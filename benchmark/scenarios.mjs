@@ -8,6 +8,7 @@
  * @property {Record<string, number | true>} [load] options of the load generator
  * @property {boolean} [churn] each connection asks once and is closed
  * @property {string} [cores] of the server, if not SERVER_CORE
+ * @property {{ seconds: number, warmup: number }} [least] how long it takes at least
  * @property {boolean} [quick] part of --quick
  */
 
@@ -162,6 +163,7 @@ function client(sizes) {
   }))
 }
 
+/** So few requests take seconds to bring the compilers to rest, whose threads are on the same core. */
 function paced(size, micros) {
   return {
     title: `echo ${bytes(size)}, a request each ${micros / 1000} ms, 1 connection`,
@@ -170,6 +172,7 @@ function paced(size, micros) {
     service: 'echo',
     size,
     load: { connections: 1, pace: micros, inflight: 1000 },
+    least: { seconds: 3, warmup: 3 },
   }
 }
 
