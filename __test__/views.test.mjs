@@ -26,7 +26,7 @@ const DETACHED_BY = {
   ...('transfer' in ArrayBuffer.prototype && { 'transfer()': (view) => void view.buffer.transfer() }),
 }
 
-function echo({ reader, writer }) {
+function echoRanges({ reader, writer }) {
   writer.append(reader)
   writer.flush()
 }
@@ -39,7 +39,7 @@ function echoCopies({ reader, writer }) {
 }
 
 /** Other connections whose bytes go through all blocks that are free. */
-async function traffic(t, bytes = 32 * MIB, onRequest = echo) {
+async function traffic(t, bytes = 32 * MIB, onRequest = echoRanges) {
   const { port, stop } = serve(onRequest)
   await Promise.all(
     Array.from({ length: 4 }, async () => {

@@ -55,9 +55,8 @@ export function appended(earlier, results) {
   const others = earlier.scenarios.filter(({ title }) =>
     results.scenarios.every((one) => one.title !== title),
   )
-  const other = ({ rounds, seconds }) => `Some scenarios were measured in ${rounds} rounds of ${seconds} s.`
-  const notes = new Set([...earlier.notes, ...results.notes, other(earlier.settings)])
-  notes.delete(other(results.settings))
+  const notes = new Set([...earlier.notes, ...results.notes, noteOf(earlier.settings)])
+  notes.delete(noteOf(results.settings))
   return {
     ...results,
     peers: [...new Set([...earlier.peers, ...results.peers])],
@@ -66,6 +65,10 @@ export function appended(earlier, results) {
       (a, b) => titles.indexOf(a.title) - titles.indexOf(b.title),
     ),
   }
+}
+
+function noteOf({ rounds, seconds }) {
+  return `Some scenarios were measured in ${rounds} rounds of ${seconds} s.`
 }
 
 /** The settings, with the times that a scenario needs at least. */

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mio::{Interest, Registry};
-use socket2::{SockRef, TcpKeepalive};
 
 use crate::barrier::Barrier;
 use crate::block::{BlockTable, Pressure, Range};
@@ -18,7 +17,7 @@ use crate::lending::{Setting, ZeroCopy};
 use crate::operators::{Operator, Parts};
 use crate::pin::PinTable;
 use crate::quantum::Quantum;
-use crate::record::{Cause, Completion, Lent, SocketOption};
+use crate::record::{Cause, Completion, Lent};
 use crate::ring::Producer;
 use crate::sys::{self, IoVec, Report, TcpInfo};
 use crate::token::Subject;
@@ -440,22 +439,6 @@ impl Io {
         operator.server.dismiss();
         self.tell(Completion::Closed { token: operator.token, cause });
     }
-}
-
-/// Options that the kernel refuses for this kind of socket are left as they are, as `net` does.
-pub(crate) fn set_option(operator: &Operator, option: SocketOption) {
-    let descriptor = operator.descriptor();
-    let socket = SockRef::from(&descriptor);
-    let _ = sys::through("setsockopt", || match option {
-        _ if operator.is_unix => Ok(()),
-        SocketOption::NoDelay(on) => socket.set_tcp_nodelay(on),
-        SocketOption::KeepAlive { on: true, idle_seconds } if idle_seconds > 0 => {
-            let idle = std::time::Duration::from_secs(u64::from(idle_seconds));
-            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))
-        }
-        SocketOption::KeepAlive { on, .. } => socket.set_keepalive(on),
-        SocketOption::UserTimeout { milliseconds } => sys::set_user_timeout(descriptor, milliseconds),
-    });
 }
 
 /// The bytes read, and whether the read ended where more may be.

@@ -2,11 +2,13 @@
 
 use std::time::Instant;
 
+use socket2::{SockRef, TcpKeepalive};
+
 use super::{arm, mark_dirty, Poll};
 use crate::connection::Finish;
-use crate::io::set_option;
 use crate::operators::Operator;
-use crate::record::{Cause, Submission};
+use crate::record::{Cause, SocketOption, Submission};
+use crate::sys;
 use crate::token::Token;
 
 impl Poll {
@@ -119,4 +121,20 @@ impl Poll {
         mark_dirty(&mut self.dirty, operator);
         true
     }
+}
+
+/// Options that the kernel refuses for this kind of socket are left as they are, as `net` does.
+fn set_option(operator: &Operator, option: SocketOption) {
+    let descriptor = operator.descriptor();
+    let socket = SockRef::from(&descriptor);
+    let _ = sys::through("setsockopt", || match option {
+        _ if operator.is_unix => Ok(()),
+        SocketOption::NoDelay(on) => socket.set_tcp_nodelay(on),
+        SocketOption::KeepAlive { on: true, idle_seconds } if idle_seconds > 0 => {
+            let idle = std::time::Duration::from_secs(u64::from(idle_seconds));
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))
+        }
+        SocketOption::KeepAlive { on, .. } => socket.set_keepalive(on),
+        SocketOption::UserTimeout { milliseconds } => sys::set_user_timeout(descriptor, milliseconds),
+    });
 }

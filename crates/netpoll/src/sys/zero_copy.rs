@@ -66,6 +66,7 @@ pub fn disconnect(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Lets the error queue tell of the time of each send too: then reports of sends do not touch, and are not joined.
 #[cfg(test)]
+#[cfg(not(loom))]
 pub(crate) fn report_times(fd: BorrowedFd<'_>) -> io::Result<()> {
     let what = libc::SOF_TIMESTAMPING_TX_SOFTWARE
         | libc::SOF_TIMESTAMPING_SOFTWARE
