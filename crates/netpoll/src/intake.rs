@@ -42,13 +42,13 @@ impl ReadSize {
         self.class == 0
     }
 
-    /// The same, or the largest one below it whose blocks have no more than `most` bytes; the smallest one at least.
+    /// The same, or the least one when its blocks have more than `most` bytes.
     pub(crate) fn within(self, most: usize) -> ReadSize {
         if self.block() as usize <= most {
-            return self;
+            self
+        } else {
+            ReadSize::default()
         }
-        let fits = |class: &u8| Self::BLOCKS[usize::from(*class)] as usize <= most;
-        ReadSize { class: (0..self.class).rev().find(fits).unwrap_or(0), small_reads: 0 }
     }
 
     pub(crate) fn learn(&mut self, read: usize) {
@@ -201,14 +201,11 @@ mod tests {
     }
 
     #[test]
-    fn within_a_bound_the_size_is_its_own_or_the_next_smaller_one_there_is() {
-        let of = |class| ReadSize { class, small_reads: 0 };
-        let within = |class, most| of(class).within(most).block();
-        assert_eq!(within(2, 1 << 20), 1 << 20);
-        assert_eq!(within(2, (1 << 20) - 1), 256 * 1024);
-        assert_eq!(within(2, 64 * 1024), 64 * 1024);
-        assert_eq!(within(1, 1), 64 * 1024, "the smallest one at least");
-        assert_eq!(ReadSize { class: 1, small_reads: 3 }.within(1 << 20).small_reads, 3);
+    fn a_size_whose_blocks_are_too_large_gives_way_to_the_least_one() {
+        let size = ReadSize { class: 1, small_reads: 3 };
+        assert_eq!(size.within(256 * 1024), size);
+        assert_eq!(size.within(256 * 1024 - 1), ReadSize::default());
+        assert_eq!(ReadSize::default().within(1), ReadSize::default());
     }
 
     #[test]
